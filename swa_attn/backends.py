@@ -1,0 +1,100 @@
+"""Who executes an op: backends in order of preference, what each can do, and why a call went where it went.
+
+A backend is a module with a function per op that writes into given outputs, and `lacks(case)`, which returns the reason
+why it cannot do a case or None. The first of the device's order that lacks nothing runs. `SWA_ATTN_BACKEND` in the
+environment or `use_backend(name)` fixes one instead; then a case it lacks is an error, never a silent change.
+"""
+
+import contextlib
+import functools
+import importlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger("swa_attn")
+
+ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+NAMES = ("cuda", "triton", "cpu", "reference")
+_MODULES = {"cuda": "native", "cpu": "native", "triton": "triton", "reference": "reference_backend"}
+
+_forced: str | None = os.environ.get("SWA_ATTN_BACKEND") or None
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a backend may accept or refuse: everything static about a call. `cache_dtype` is None without a cache."""
+
+    op: str
+    backend: str
+    device: str
+    dtype: torch.dtype
+    cache_dtype: torch.dtype | None = None
+    page_size: int = 0
+    group_size: int = 0  # query heads per KV head
+    head_dim: int = 0
+    v_head_dim: int = 0
+
+
+@functools.cache
+def load(name: str) -> ModuleType:
+    """The module of a backend. Raises ValueError for an unknown name, ImportError when it cannot be imported."""
+    if name not in NAMES:
+        raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {name!r}")
+    return importlib.import_module(f".{_MODULES[name]}", __package__)
+
+
+def lacks(name: str, case: Case) -> str | None:
+    """Why backend `name` cannot run `case`, or None."""
+    try:
+        return load(name).lacks(case)
+    except ImportError as error:
+        return f"not importable: {error}"
+
+
+@functools.cache
+def _choose(forced: str | None, case_of: tuple) -> ModuleType:
+    op, device, *rest = case_of
+    reasons = []
+    for name in (forced,) if forced else ORDER.get(device, ("reference",)):
+        reason = lacks(name, Case(op, name, device, *rest))
+        if reason is None:
+            log.debug("%s runs on %s (%s)%s", op, name, case_of, "".join(f"; not {r}" for r in reasons))
+            return load(name)
+        reasons.append(f"{name}: {reason}")
+    raise NotImplementedError(f"swa_attn.{op}: no backend can run this case: " + "; ".join(reasons))
+
+
+def choose(op: str, x: Tensor, cache: Tensor | None, v_head_dim: int = 0) -> ModuleType:
+    """The backend that will run `op` on inputs like these; raises NotImplementedError, with reasons, if none can."""
+    if cache is None:
+        return _choose(_forced, (op, x.device.type, x.dtype))
+    _, page_size, num_kv_heads, head_dim = cache.shape
+    group_size = x.shape[-2] // num_kv_heads
+    return _choose(
+        _forced, (op, x.device.type, x.dtype, cache.dtype, page_size, group_size, head_dim, v_head_dim or head_dim)
+    )
+
+
+def run(op: str, x: Tensor, cache: Tensor | None, *args: Tensor, **options: object) -> None:
+    """Execute `op`; x decides device and dtype, cache (its K pool) the shape."""
+    v_head_dim = 0 if cache is None else args[3 if op == "append_kv" else 2].shape[-1]
+    getattr(choose(op, x, cache, v_head_dim), op)(*args, **options)
+
+
+@contextlib.contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Run every op on one backend inside the block (process-wide, not per thread); None restores the usual order."""
+    global _forced
+    if name is not None:
+        load(name)
+    previous, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = previous

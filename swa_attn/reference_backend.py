@@ -1,0 +1,34 @@
+"""The reference as a backend: the same functions, writing into given outputs, computing in the input's precision."""
+
+from torch import Tensor
+
+from . import reference
+
+
+def lacks(case: object) -> str | None:
+    return None
+
+
+def append_kv(*args: Tensor, **options: Tensor | None) -> None:
+    reference.append_kv(*args, **options)
+
+
+def prefill(*args: Tensor, out: Tensor, lse: Tensor, **options: object) -> None:
+    _store(out, lse, reference.prefill(*args, **options))
+
+
+def decode(*args: Tensor, out: Tensor, lse: Tensor, **options: object) -> None:
+    _store(out, lse, reference.decode(*args, **options))
+
+
+def merge_states(*args: Tensor, out: Tensor, lse: Tensor, sinks: Tensor | None) -> None:
+    _store(out, lse, reference.merge_states(*args, sinks=sinks))
+
+
+def copy_pages(*args: Tensor, **scales: Tensor | None) -> None:
+    reference.copy_pages(*args, **scales)
+
+
+def _store(out: Tensor, lse: Tensor, results: tuple[Tensor, Tensor]) -> None:
+    out.copy_(results[0])
+    lse.copy_(results[1])
