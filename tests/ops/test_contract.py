@@ -1,0 +1,226 @@
+"""The ops as PyTorch sees them: schemas, fakes, mutation, compile, gradients, and errors that name the argument."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import swa_attn
+from swa_attn import ops
+from swa_attn.testing import AttentionCase, build
+
+FP8 = torch.float8_e4m3fn
+OPS = torch.ops.swa_attn
+NAMES = {"append_kv", "prefill", "prefill.out", "decode", "decode.out", "merge_states", "copy_pages"}
+CASES = [
+    AttentionCase(seqs=((2, 9), (2, 14)), sinks=True),
+    AttentionCase(seqs=((2, 9), (2, 14)), layout="packed", host=0.5, softcap=3.0),
+]
+# opcheck's schema test and its comparison of results compute with the inputs, which torch cannot do in float8.
+FP8_CHECKS = ("test_autograd_registration", "test_faketensor")
+
+
+def attention_arguments(case, op):
+    """Positional and keyword arguments of torch.ops for a case whose sequences have equal numbers of new tokens."""
+    inputs = build(case)
+    options = {**inputs.options, "window": case.window or -1}
+    args = inputs.decode_args if op.startswith("decode") else inputs.prefill_args
+    if op.endswith(".out"):
+        out = torch.empty(*args[0].shape[:-1], case.v_head_dim)
+        options |= {"out": out, "lse": torch.empty(args[0].shape[:-1])}
+    return args, options
+
+
+def page_arguments(op):
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    if op == "append_kv":
+        packed = torch.zeros(3, 4, 2, 24)
+        args = randn(3, 2, 16), randn(3, 2, 8), packed[..., :16], packed[..., 16:], torch.tensor([11, -1, 0])
+        return args, {"k_host_cache": torch.zeros(2, 4, 2, 16), "v_host_cache": torch.zeros(2, 4, 2, 8)}
+    if op == "merge_states":
+        return (randn(5, 2, 16), randn(5, 2), randn(5, 2, 16), randn(5, 2)), {"sinks": randn(2)}
+    return (randn(2, 3, 4, 2, 16), torch.zeros(2, 4, 4, 2, 16), torch.tensor([1, 2]), torch.tensor([0, 3])), {}
+
+
+def overload(name):
+    packet, _, kind = name.partition(".")
+    return getattr(getattr(OPS, packet), kind or "default")
+
+
+def test_every_op_is_defined():
+    assert {schema.partition("(")[0] for schema in ops.SCHEMAS} == NAMES
+
+
+@pytest.mark.parametrize("name", sorted(n for n in NAMES if n.startswith(("prefill", "decode"))))
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_opcheck_attention(backend, name, case):
+    args, options = attention_arguments(case, name)
+    torch.library.opcheck(overload(name), args, options)
+
+
+@pytest.mark.parametrize("name", ["append_kv", "merge_states", "copy_pages"])
+def test_opcheck_pages(backend, name):
+    args, options = page_arguments(name)
+    torch.library.opcheck(overload(name), args, options)
+
+
+def test_opcheck_fp8(backend):
+    for name in ("prefill", "decode.out"):
+        args, options = attention_arguments(replace(CASES[1], cache_dtype=FP8), name)
+        torch.library.opcheck(overload(name), args, options, test_utils=FP8_CHECKS)
+    (src, _, *pages), _ = page_arguments("copy_pages")
+    down, scale = torch.zeros(2, 4, 4, 2, 16, dtype=FP8), torch.zeros(2, 4, 2)
+    torch.library.opcheck(OPS.copy_pages.default, (src, down, *pages), {"dst_scale": scale}, test_utils=FP8_CHECKS)
+
+
+def test_fullgraph_compile_of_a_layer(backend):
+    """append, attention and merge in one graph, the in-place update included; new lengths do not recompile."""
+    inputs = build(AttentionCase(seqs=((3, 9), (3, 14))))
+    key, value = torch.randn(6, 2, 16), torch.randn(6, 2, 16)
+    slots = torch.full((6,), -1)
+    slots[5] = int(inputs.block_table[1, 3]) * 4 + 1
+
+    def layer(k_cache, v_cache, q, seqlens):
+        swa_attn.append_kv(key, value, k_cache, v_cache, slots)
+        where = k_cache, v_cache, inputs.block_table, seqlens, inputs.cu_seqlens_q
+        out, lse = swa_attn.prefill(q, *where, **inputs.options)
+        return swa_attn.merge_states(out, lse, out * 2, lse - 1)[0] + 1
+
+    pools = [(inputs.k_cache.clone(), inputs.v_cache.clone()) for _ in range(2)]
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for seqlens in ([9, 14], [8, 14]):
+            seqlens = torch.tensor(seqlens, dtype=torch.int32)
+            torch._dynamo.config.error_on_recompile, before = seqlens[0] == 8, torch._dynamo.config.error_on_recompile
+            try:
+                got = compiled(*pools[0], inputs.q, seqlens)
+            finally:
+                torch._dynamo.config.error_on_recompile = before
+            assert torch.equal(got, layer(*pools[1], inputs.q, seqlens))
+    assert torch.equal(pools[0][0].nan_to_num(), pools[1][0].nan_to_num())
+    assert torch.equal(pools[0][0].flatten(0, 1)[slots[5]], key[5])
+
+
+def test_inductor_compiles():
+    inputs = build(AttentionCase())
+    function = torch.compile(lambda q: swa_attn.prefill(q * 2, *inputs.prefill_args[1:], **inputs.options)[0] + 1, fullgraph=True)
+    with torch.no_grad():
+        expected = swa_attn.prefill(inputs.q * 2, *inputs.prefill_args[1:], **inputs.options)[0] + 1
+        assert torch.equal(function(inputs.q), expected)
+
+
+def test_meta_tensors_give_shapes():
+    inputs = build(AttentionCase(seqs=((2, 9), (2, 14)), v_head_dim=24))
+    meta = [x.to("meta") for x in inputs.decode_args]
+    out, lse = OPS.decode(*meta, softmax_scale=1.0)
+    assert out.shape == (2, 2, 4, 24) and lse.shape == (2, 2, 4) and lse.dtype == torch.float32
+
+
+@pytest.mark.parametrize("argument", ["q", "k_cache", "v_cache", "sinks"])
+def test_requires_grad_is_refused(argument):
+    inputs = build(AttentionCase(sinks=True))
+    if argument == "sinks":
+        inputs.options["sinks"].requires_grad_()
+    else:
+        setattr(inputs, argument, getattr(inputs, argument).clone().requires_grad_())
+    for call in (swa_attn.prefill, lambda *a, window, **o: OPS.prefill(*a, window=window, **o)):
+        with pytest.raises(NotImplementedError, match=f"no backward, but {argument} requires grad"):
+            call(*inputs.prefill_args, **inputs.options)
+    with torch.no_grad():
+        swa_attn.prefill(*inputs.prefill_args, **inputs.options)
+    with torch.inference_mode():
+        swa_attn.prefill(*inputs.prefill_args, **inputs.options)
+
+
+INT = torch.int32
+ATTENTION_ERRORS = [  # argument, what replaces it (a function of the right one), error, what the message must say
+    ("q", lambda q: q[0], ValueError, r"q must be 3-dimensional \[total_q, num_q_heads, head_dim\], got shape \[4, 16\]"),
+    ("q", lambda q: q.double(), TypeError, "q must be float32 or bfloat16 or float16, got float64"),
+    ("q", lambda q: q[:, :3], ValueError, "q must be of a multiple of num_kv_heads = 2 query heads, got 3"),
+    ("q", lambda q: q.mT.contiguous().mT, ValueError, "q must be contiguous in its last dimension, got strides"),
+    ("k_cache", lambda k: k[..., :8], ValueError, r"k_cache must be of shape \[.*16\], got \[10, 4, 2, 8\]"),
+    ("k_cache", lambda k: k.half(), TypeError, "k_cache must be float32 or float8_e4m3fn, got float16"),
+    ("v_cache", lambda v: v[:3], ValueError, r"v_cache must be of shape \[10, 4, 2, v_head_dim\], got \[3, 4, 2, 16\]"),
+    ("v_cache", lambda v: v.to(FP8), TypeError, "v_cache must be float32, got float8_e4m3fn"),
+    ("block_table", lambda t: t.long(), TypeError, "block_table must be int32, got int64"),
+    ("block_table", lambda t: t[:1], ValueError, r"block_table must be of shape \[2, max_pages\], got \[1, 4\]"),
+    ("seqlens_k", lambda s: s.long(), TypeError, "seqlens_k must be int32, got int64"),
+    ("seqlens_k", lambda s: s[:, None], ValueError, "seqlens_k must be 1-dimensional"),
+    ("cu_seqlens_q", lambda c: c[1:], ValueError, r"cu_seqlens_q must be of shape \[3\], got \[2\]"),
+    ("cu_seqlens_q", lambda c: c.to("meta"), ValueError, "cu_seqlens_q must be on cpu like q, got meta"),
+    ("window", lambda w: 0, ValueError, "window must be at least 1 .* or -1 for none, got 0"),
+    ("window", lambda w: -2, ValueError, "window must be at least 1 .* got -2"),
+    ("softcap", lambda c: -1.0, ValueError, "softcap must be 0 .off. or positive, got -1.0"),
+    ("softcap", lambda c: float("nan"), ValueError, "softcap must be .* got nan"),
+    ("sinks", lambda s: torch.zeros(3), ValueError, r"sinks must be of shape \[4\], got \[3\]"),
+    ("k_scale", lambda s: torch.ones(10, 2), ValueError, "k_scale must be None unless the cache is float8_e4m3fn"),
+    ("k_host_cache", lambda h: torch.zeros(3, 4, 2, 16), ValueError, "v_host_cache must be given together with"),
+    ("out", lambda o: torch.zeros(4, 4, 16), ValueError, "lse must be given together with the other output"),
+]
+
+
+@pytest.mark.parametrize("argument, change, error, message", ATTENTION_ERRORS, ids=lambda x: x if isinstance(x, str) else "")
+def test_prefill_errors_name_the_argument(argument, change, error, message):
+    inputs = build(AttentionCase(seqs=((2, 9), (2, 14))))
+    names = ("q", "k_cache", "v_cache", "block_table", "seqlens_k", "cu_seqlens_q")
+    arguments = dict(zip(names, inputs.prefill_args, strict=True)) | inputs.options
+    arguments[argument] = change(arguments.get(argument))
+    with pytest.raises(error, match="swa_attn.prefill: " + message):
+        swa_attn.prefill(**arguments)
+
+
+FP8_ERRORS = [
+    ("k_scale", lambda s: s[:5], r"k_scale must be of shape \[10, 2\], got \[5, 2\]"),
+    ("v_scale", lambda s: s.half(), "v_scale must be float32, got float16"),
+    ("v_host_cache", lambda h: h[:1], r"v_host_cache must be of shape"),
+]
+
+
+@pytest.mark.parametrize("argument, change, message", FP8_ERRORS, ids=lambda x: x if isinstance(x, str) else "")
+def test_fp8_and_host_errors_name_the_argument(argument, change, message):
+    inputs = build(AttentionCase(seqs=((2, 9), (2, 14)), cache_dtype=FP8, host=0.5))
+    inputs.options[argument] = change(inputs.options[argument])
+    with pytest.raises((ValueError, TypeError), match="swa_attn.prefill: " + message):
+        swa_attn.prefill(*inputs.prefill_args, **inputs.options)
+
+
+def test_decode_errors():
+    inputs = build(AttentionCase(seqs=((2, 9), (2, 14))))
+    q, *where = inputs.decode_args
+    with pytest.raises(ValueError, match="swa_attn.decode: q must be of q_len 1 to 8 .* got q_len 9"):
+        swa_attn.decode(q[:, :1].expand(-1, 9, -1, -1), *where)
+    with pytest.raises(ValueError, match="swa_attn.decode: seqlens_k must be of shape"):
+        swa_attn.decode(q[:1], *where)
+
+
+def test_page_op_errors():
+    (key, value, k_cache, v_cache, slots), _ = page_arguments("append_kv")
+    with pytest.raises(TypeError, match="append_kv: slot_mapping must be int64, got int32"):
+        swa_attn.append_kv(key, value, k_cache, v_cache, slots.int())
+    with pytest.raises(ValueError, match=r"append_kv: slot_mapping must be of shape \[3\], got \[2\]"):
+        swa_attn.append_kv(key, value, k_cache, v_cache, slots[:2])
+    with pytest.raises(ValueError, match="append_kv: k_cache must be of num_kv_heads 1 like key, got 2"):
+        swa_attn.append_kv(key[:, :1], value[:, :1], k_cache, v_cache, slots)
+    (src, dst, src_pages, dst_pages), _ = page_arguments("copy_pages")
+    with pytest.raises(ValueError, match="copy_pages: dst_scale must be given when converting"):
+        swa_attn.copy_pages(src, dst.to(FP8), src_pages, dst_pages)
+    with pytest.raises(TypeError, match="copy_pages: dst must be float32 or float8_e4m3fn for a float32 src, got float16"):
+        swa_attn.copy_pages(src, dst.half(), src_pages, dst_pages)
+    (out_a, lse_a, out_b, lse_b), _ = page_arguments("merge_states")
+    with pytest.raises(ValueError, match=r"merge_states: lse_b must be of shape \[5, 2\], got \[4, 2\]"):
+        swa_attn.merge_states(out_a, lse_a, out_b, lse_b[:4])
+
+
+def test_two_windows_in_one_process(backend):
+    """A window must not stick from one call to the next (compiled kernels, cached plans)."""
+    case = AttentionCase(seqs=((3, 20),))
+    wide, narrow = build(replace(case, window=None)), build(replace(case, window=2))
+    first = swa_attn.prefill(*wide.prefill_args, **wide.options)[0]
+    second = swa_attn.prefill(*narrow.prefill_args, **narrow.options)[0]
+    assert torch.equal(swa_attn.prefill(*wide.prefill_args, **wide.options)[0], first)
+    assert torch.equal(swa_attn.prefill(*narrow.prefill_args, **narrow.options)[0], second)
+    assert not torch.allclose(first, second)
