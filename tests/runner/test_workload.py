@@ -45,7 +45,7 @@ def test_prompts_share_the_opening_and_grow_by_turns(repo):
 
 
 def test_context_takes_whole_files_only(repo):
-    context = build_workload(repo, users=1, turns=1, context_bytes=len(SOURCE) + 40).opening
+    context = build_workload(repo, users=1, turns=1, context_bytes=len(SOURCE) + 100).opening
     assert context.count("# file: ") == 2 and "# file: pkg/broken.py" in context  # the second full file did not fit
 
 
