@@ -1,8 +1,18 @@
 """Sliding-window paged attention: kernels, cache and a reference runner for hybrid models."""
 
+from .attention import AttentionMetadata, SlidingWindowAttention
 from .backends import use_backend
 from .ops import append_kv, copy_pages, decode, merge_states, prefill
+from .version import __version__
 
-__version__ = "0.1.0"
-
-__all__ = ["append_kv", "copy_pages", "decode", "merge_states", "prefill", "use_backend"]
+__all__ = [
+    "AttentionMetadata",
+    "SlidingWindowAttention",
+    "__version__",
+    "append_kv",
+    "copy_pages",
+    "decode",
+    "merge_states",
+    "prefill",
+    "use_backend",
+]

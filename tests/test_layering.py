@@ -25,8 +25,9 @@ MAY_IMPORT = {
     "kvcache": {"torch", "numpy", ".ops"},
     "runner": {"torch", "numpy", "safetensors", ".attention", ".kvcache", ".ops"},
     "testing": {"torch", "numpy", ".reference", ".ops"},
-    "info": {"torch", "numpy", "triton", ".backends", ".native"},
-    "__init__": {".ops", ".backends", ".attention"},
+    "info": {"torch", "numpy", "triton", ".backends", ".native", ".version"},
+    "version": set(),
+    "__init__": {".ops", ".backends", ".attention", ".version"},
 }
 
 

@@ -1,0 +1,87 @@
+# make demo and make test do all set-up themselves: a virtual environment in .venv, torch (the CPU build when there is no
+# NVIDIA GPU), the other requirements and the native library.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c GPU)
+
+# Without a GPU this exact version: where pip's index offers CPU builds under it, nothing larger is downloaded.
+# To take another one: make test TORCH="torch==2.11.0" PIP_TORCH_ARGS="--index-url <index of CPU builds>"
+ifeq ($(GPU),)
+TORCH ?= torch==2.13.0
+else ifeq ($(GPU),0)
+TORCH ?= torch==2.13.0
+else
+TORCH ?= torch>=2.10
+endif
+PIP_TORCH_ARGS ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+TEST_ARGS ?=
+DEMO_ARGS ?=
+
+.PHONY: help demo test test-all lint format bench info build clean
+help:
+	@echo "make demo      a coding session on a small hybrid model, with and without a prefix cache"
+	@echo "make test      the test suite"
+	@echo "make test-all  the test suite with the slow sweeps"
+	@echo "make bench     the benchmarks that this machine can run"
+	@echo "make lint      ruff, clang-format and mypy;  make format  applies the formatters"
+	@echo "make info      versions, build, devices, and which backend runs which op"
+	@echo "make clean     remove the virtual environment and what was built"
+
+demo: $(VENV)/.runner build
+	$(BIN)/python -m swa_attn demo $(DEMO_ARGS)
+
+test: $(VENV)/.test build
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+test-all: $(VENV)/.test build
+	$(BIN)/python -m pytest -m "" $(TEST_ARGS)
+
+bench: $(VENV)/.runner build
+	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
+
+info: $(VENV)/.runner build
+	$(BIN)/python -m swa_attn info
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.hpp' '*.cu' '*.cuh')
+	$(BIN)/mypy
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.hpp' '*.cu' '*.cuh')
+
+# The build is incremental: with nothing changed this takes a fraction of a second.
+build: $(VENV)/.torch
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python csrc/build.py > $(VENV)/build.log || (cat $(VENV)/build.log; false)
+
+$(VENV)/.torch: Makefile
+	@echo "setting up $(VENV) with $(TORCH)"
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed: make PYTHON=..."'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) $(PIP_TORCH_ARGS) "$(TORCH)"
+	@$(PIP) numpy ninja
+	@touch $@
+
+$(VENV)/.runner: $(VENV)/.torch pyproject.toml
+	@$(PIP) safetensors
+	@touch $@
+
+# triton has no wheel on every platform; the tests that need it then say so and are skipped.
+$(VENV)/.test: $(VENV)/.runner pyproject.toml
+	@$(PIP) "triton>=3.6" || echo "triton could not be installed: its tests will be skipped"
+	@$(PIP) hypothesis pytest pytest-xdist "setuptools>=77" wheel "transformers>=5.23" pybind11
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.torch pyproject.toml
+	@$(PIP) ruff mypy clang-format
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist swa_attn/_C.so swa_attn/_build_info.json *.egg-info

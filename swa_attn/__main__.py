@@ -1,0 +1,25 @@
+"""`python -m swa_attn COMMAND`: see COMMANDS. Each command is imported only when it is asked for."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "info": ("swa_attn.info", "versions, build, devices, and which backend will run which op and why"),
+    "demo": ("swa_attn.runner.demo", "a coding session on a small hybrid model, with and without a prefix cache"),
+}
+
+
+def main(argv: list[str]) -> int:
+    if argv and argv[0] in COMMANDS:
+        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+    print("usage: python -m swa_attn COMMAND [options]\n\ncommands:")
+    for name, (_, summary) in COMMANDS.items():
+        print(f"  {name:<8} {summary}")
+    if argv and argv[0] not in ("-h", "--help"):
+        print(f"\nunknown command {argv[0]!r}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

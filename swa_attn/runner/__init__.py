@@ -1,0 +1,22 @@
+"""A small, readable runner for hybrid sliding-window models on the package's ops and cache."""
+
+from .checkpoint import CheckpointError
+from .config import ModelConfig
+from .engine import Engine
+from .fields import ConfigError
+from .loader import load_model
+from .request import Completion
+from .sampler import SamplingParams, sample
+from .usage import Usage
+
+__all__ = [
+    "CheckpointError",
+    "Completion",
+    "ConfigError",
+    "Engine",
+    "ModelConfig",
+    "SamplingParams",
+    "Usage",
+    "load_model",
+    "sample",
+]

@@ -1,0 +1,260 @@
+"""`python -m swa_attn demo`: a coding assistant serves several users on one repository, with and without a prefix cache.
+
+A small trained model (examples/tiny_hybrid) runs through the same engine, cache and ops that a large one would. The session
+is run twice, once with the prefix cache and once without, and the completions are compared token by token.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+from ..kvcache import CacheStats
+from .config import ModelConfig
+from .engine import Engine
+from .loader import load_model
+from .pricing import PRICES, bill, bill_without_cache
+from .request import Completion
+from .sampler import SamplingParams
+from .tokenizer import ByteStream, ByteTokenizer
+from .usage import Usage
+from .workload import Workload, build_workload
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+DEFAULT_MODEL = CHECKOUT / "examples" / "tiny_hybrid"
+BILLED_MODELS = ("MiMo-V2.5-Pro", "MiMo-V2.5", "DeepSeek-V4-Pro", "DeepSeek-V4-Flash")
+PAGE_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Served:
+    """One request of the session and what came of it."""
+
+    user: str
+    turn: int
+    completion: Completion
+
+
+def main(argv: list[str]) -> int:
+    args = _parse(argv)
+    say = _silent if args.json else _print
+    try:
+        model, config = load_model(args.model)
+        workload = build_workload(args.repo.resolve(), args.users, args.turns, args.context_bytes)
+    except (OSError, ValueError) as error:
+        print(f"swa_attn demo: {error}", file=sys.stderr)
+        return 2
+    say(_introduction(args, config, workload))
+
+    engine = _engine(model, config, args, cached=True)
+    start = time.perf_counter()
+    served = run_session(engine, workload, args.max_tokens, say, show=not args.json)
+    seconds = time.perf_counter() - start
+    say(f"\nThe same session without a prefix cache, to compare ({len(served)} requests)")
+    start = time.perf_counter()
+    plain = run_session(_engine(model, config, args, cached=False), workload, args.max_tokens, say, show=False)
+    seconds_without = time.perf_counter() - start
+
+    result = report(served, plain, engine.stats(), seconds, seconds_without)
+    print(json.dumps(result, indent=2) if args.json else format_report(result))
+    return 0 if result["outputs_equal"] else 1
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m swa_attn demo", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--repo", type=Path, default=CHECKOUT, help="source tree to work on (default: this project)")
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="folder with config.json and *.safetensors")
+    parser.add_argument("--users", type=_positive, default=3)
+    parser.add_argument("--turns", type=_positive, default=3)
+    parser.add_argument("--max-tokens", type=_positive, default=96, help="bytes per completion")
+    parser.add_argument("--context-bytes", type=_positive, default=4000, help="repository context in every prompt")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    return parser.parse_args(argv)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+    return value
+
+
+def _engine(model: object, config: ModelConfig, args: argparse.Namespace, cached: bool) -> Engine:
+    longest = args.context_bytes + 1000 + args.turns * (500 + args.max_tokens)
+    pages = -(-longest * (args.users + 1) // PAGE_SIZE)
+    return Engine(
+        model,
+        config.kv_groups(),
+        page_size=PAGE_SIZE,
+        num_pages={group.name: pages if group.window is None else pages // 2 for group in config.kv_groups()},
+        max_tokens_per_step=512,
+        enable_prefix_cache=cached,
+        snapshot_interval=512,
+        eos_token_id=config.eos_token_id,
+    )
+
+
+def run_session(engine: Engine, workload: Workload, max_tokens: int, say: object, *, show: bool) -> list[Served]:
+    """Every user's turns in order; the users of a turn are served together, after the first user has warmed the cache."""
+    tokenizer = ByteTokenizer()
+    params = SamplingParams(max_tokens=max_tokens)
+    replies: dict[str, list[str]] = {user: [] for user in workload.messages}
+    served = []
+    num_turns = len(next(iter(workload.messages.values())))
+    for turn in range(num_turns):
+        users = list(workload.messages)
+        for batch in [users[:1], users[1:]] if turn == 0 else [users]:
+            prompts = [tokenizer.encode(workload.prompt(user, replies[user])) for user in batch]
+            if show and batch:
+                say(f"\nturn {turn + 1}, {', '.join(batch)}: prompts of {', '.join(str(len(p)) for p in prompts)} tokens")
+            stream = _Printer(workload.messages[batch[0]][turn]) if show and batch[0] == users[0] else None
+            completions = engine.generate(prompts, params, stream=stream) if batch else []
+            if stream:
+                stream.close()
+            for user, completion in zip(batch, completions, strict=True):
+                replies[user].append(tokenizer.decode(completion.tokens))
+                served.append(Served(user, turn + 1, completion))
+            if not show:
+                say(f"  {len(served)} requests done", end="\r")
+    return served
+
+
+class _Printer:
+    """Shows one request's completion as it streams, after the end of its prompt."""
+
+    def __init__(self, message: str) -> None:
+        self.bytes = ByteStream()
+        sys.stdout.write(message.rstrip("\n").replace("\n", "\n  ").lstrip("\n") + "\n  \033[1m")
+
+    def __call__(self, index: int, token: int) -> None:
+        if index == 0:
+            sys.stdout.write(self.bytes.feed(token).replace("\n", "\n  "))
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        sys.stdout.write("\033[0m\n")
+
+
+def report(
+    served: list[Served], plain: list[Served], stats: CacheStats, seconds: float, seconds_without: float
+) -> dict:
+    """Everything the demo has to say, as plain data."""
+    usage = sum((s.completion.usage for s in served), Usage())
+    different = [
+        {"user": a.user, "turn": a.turn}
+        for a, b in zip(served, plain, strict=True)
+        if a.completion.tokens != b.completion.tokens
+    ]
+    return {
+        "requests": [
+            {
+                "user": s.user,
+                "turn": s.turn,
+                **s.completion.usage.to_dict(),
+                "time_to_first_token": s.completion.time_to_first_token,
+                "time_to_first_token_without_cache": p.completion.time_to_first_token,
+                "tokens_per_second": s.completion.tokens_per_second,
+            }
+            for s, p in zip(served, plain, strict=True)
+        ],
+        "usage": usage.to_dict(),
+        "hit_rate": usage.cached_tokens / usage.prompt_tokens,
+        "seconds": seconds,
+        "seconds_without_cache": seconds_without,
+        "pools": {
+            name: {
+                "peak_pages": pool.peak_in_use,
+                "peak_pages_window_oblivious": pool.oblivious_peak,
+                "bytes_per_page": pool.bytes_per_page,
+                "cached_pages": pool.cached,
+            }
+            for name, pool in stats.pools.items()
+        },
+        "bills": [_billed(PRICES[name], usage) for name in BILLED_MODELS],
+        "outputs_equal": not different,
+        "different": different,
+    }
+
+
+def _billed(prices: object, usage: Usage) -> dict:
+    with_cache, without = bill(usage, prices).total, bill_without_cache(usage, prices).total
+    return {
+        "prices_of": prices.model,
+        "currency": prices.currency,
+        "since": prices.since.isoformat(),
+        "evidence": prices.evidence,
+        "with_cache": str(with_cache),
+        "without_cache": str(without),
+        "ratio": float(without / with_cache) if with_cache else None,
+    }
+
+
+def format_report(result: dict) -> str:
+    lines = ["", "request            prompt     hit    miss  output   first token   (no cache)   tokens/s"]
+    for r in result["requests"]:
+        hit, miss = r["prompt_cache_hit_tokens"], r["prompt_cache_miss_tokens"]
+        speed = f"{r['tokens_per_second']:.0f}" if r["tokens_per_second"] else "-"
+        lines.append(
+            f"{r['user']:<9} turn {r['turn']:<2} {r['prompt_tokens']:>8} {hit:>7} {miss:>7} {r['completion_tokens']:>7}"
+            f" {r['time_to_first_token'] * 1000:>10.0f} ms {r['time_to_first_token_without_cache'] * 1000:>9.0f} ms"
+            f" {speed:>10}"
+        )
+    usage = result["usage"]
+    lines += [
+        f"hit rate {result['hit_rate']:.1%}: {usage['prompt_cache_hit_tokens']} of {usage['prompt_tokens']} prompt tokens; "
+        f"session {result['seconds']:.1f} s, without the cache {result['seconds_without_cache']:.1f} s",
+        "",
+        "pages at the peak       in use   window-oblivious",
+    ]
+    for name, pool in result["pools"].items():
+        lines.append(f"  {name:<18} {pool['peak_pages']:>9} {pool['peak_pages_window_oblivious']:>18}")
+    peak = sum(p["peak_pages"] * p["bytes_per_page"] for p in result["pools"].values())
+    oblivious = sum(p["peak_pages_window_oblivious"] * p["bytes_per_page"] for p in result["pools"].values())
+    lines += [
+        f"  {'bytes':<18} {_mebibytes(peak):>9} {_mebibytes(oblivious):>18}   ({oblivious / peak:.1f}x)",
+        "",
+        "bill of the session        with cache      without   ratio   (prices of)",
+    ]
+    for b in result["bills"]:
+        note = "" if b["evidence"] == "reported" else f", {b['evidence']}"
+        lines.append(
+            f"  {b['prices_of']:<20} {_money(b, 'with_cache')} {_money(b, 'without_cache')} {b['ratio']:>6.1f}x"
+            f"   ({b['since']}{note})"
+        )
+    if result["outputs_equal"]:
+        lines += ["", f"All {len(result['requests'])} completions with the cache equal those without it, token by token."]
+    else:
+        where = ", ".join(f"{d['user']} turn {d['turn']}" for d in result["different"])
+        lines += ["", f"MISMATCH: completions with the cache differ from those without it: {where}"]
+    return "\n".join(lines)
+
+
+def _money(billed: dict, key: str) -> str:
+    return f"{billed['currency']} {Decimal(billed[key]):>9.6f}"
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.2f} MiB"
+
+
+def _introduction(args: argparse.Namespace, config: ModelConfig, workload: Workload) -> str:
+    groups = "; ".join(
+        f"{len(g.layers)} layers {'with full attention' if g.window is None else f'with a window of {g.window}'}"
+        for g in config.kv_groups()
+    )
+    return (
+        f"model {args.model.name}: {groups}\n"
+        f"repository {args.repo.resolve().name}: {len(workload.opening.encode())} bytes of shared context, "
+        f"{args.users} users, {args.turns} turns"
+    )
+
+
+def _print(text: str, end: str = "\n") -> None:
+    print(text, end=end, flush=True)
+
+
+def _silent(text: str, end: str = "\n") -> None:
+    pass

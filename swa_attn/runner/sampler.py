@@ -1,0 +1,115 @@
+"""From logits to tokens: greedy, or sampled with temperature, top-k, top-p and min-p, each request by its own seed."""
+
+import hashlib
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How a request chooses its tokens, and when it stops.
+
+    Args:
+        max_tokens: most tokens to generate, at least 1.
+        temperature: divides the logits; 0 is greedy, and then nothing below matters.
+        top_k: keep the k likeliest tokens; None keeps all.
+        top_p: of those, keep the likeliest ones until their probability reaches top_p; 0 < top_p <= 1.
+        min_p: drop tokens less likely than min_p times the likeliest; 0 <= min_p <= 1.
+        seed: makes the request reproducible: its n-th token then depends on the logits, these parameters, the seed and
+            n only. None draws fresh randomness for every token.
+        stop_token_ids: end the request when one of them is generated.
+
+    Raises:
+        ValueError: a value is outside its range; the message names it.
+    """
+
+    max_tokens: int = 16
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        self._require(self.max_tokens >= 1, "max_tokens", "at least 1")
+        self._require(0 <= self.temperature < math.inf, "temperature", "0 (greedy) or positive and finite")
+        self._require(self.top_k is None or self.top_k >= 1, "top_k", "at least 1 or None")
+        self._require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
+        self._require(0 <= self.min_p <= 1, "min_p", "between 0 and 1")
+
+    def _require(self, holds: bool, name: str, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"SamplingParams: {name} must be {expected}, got {getattr(self, name)}")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+def sample(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int]) -> list[int]:
+    """Choose a token for every row.
+
+    A row's token depends on its own logits, params and step only, never on the rows beside it: everything that rounds
+    is computed row by row. Equal logits are broken towards the smaller token id.
+
+    Args:
+        logits: float32 `[R, vocab_size]`, on any device; read back once.
+        params: one per row.
+        steps: per row, how many tokens its request has generated before this one.
+
+    Raises:
+        ValueError: the lengths differ, or a row holds NaN or no finite logit.
+    """
+    if logits.dim() != 2 or not logits.shape[0] == len(params) == len(steps):
+        raise ValueError(
+            "sample: logits must be of shape [R, vocab_size] with one of params and of steps per row, "
+            f"got {list(logits.shape)}, {len(params)} and {len(steps)}"
+        )
+    if not params:
+        return []
+    tokens = _likeliest(logits)
+    for row, (own, step) in enumerate(zip(params, steps, strict=True)):
+        if not own.greedy:
+            drawn = _draw(logits[row], own, _uniform(own.seed, step))
+            tokens[row] = torch.where(tokens[row] < logits.shape[1], drawn, tokens[row])
+    chosen = tokens.tolist()
+    wrong = [row for row, token in enumerate(chosen) if token == logits.shape[1]]
+    if wrong:
+        raise ValueError(f"sample: logits must hold no NaN and a finite value per row, rows {wrong} do not")
+    return chosen
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    """int64 `[R]`: the smallest token id with the largest logit; vocab_size marks a row with NaN or nothing finite."""
+    vocab_size = logits.shape[1]
+    best = logits.amax(dim=1, keepdim=True)
+    ids = torch.arange(vocab_size, device=logits.device)
+    return torch.where((logits == best) & torch.isfinite(best), ids, vocab_size).amin(dim=1)
+
+
+def _draw(row: Tensor, params: SamplingParams, uniform: float) -> Tensor:
+    """One token by inverting the cumulative distribution. Sorted by probability, every filter keeps a prefix."""
+    scaled, ids = torch.sort(row.double() / params.temperature, descending=True, stable=True)
+    probabilities = torch.softmax(scaled, dim=0)
+    if params.top_k is not None:
+        probabilities = probabilities[: params.top_k]
+    before = probabilities.cumsum(0) - probabilities
+    keep = (before < params.top_p * probabilities.sum()) & (probabilities >= params.min_p * probabilities[0])
+    cumulative = torch.where(keep, probabilities, 0.0).cumsum(0)
+    index = torch.searchsorted(cumulative, uniform * cumulative[-1:], right=True)
+    return ids.gather(0, torch.minimum(index, keep.sum() - 1).clamp(min=0))[0]
+
+
+def _uniform(seed: int | None, step: int) -> float:
+    """A number in [0, 1) for token `step` of a request: a counter-based generator, so preemption loses no state."""
+    if seed is None:
+        return random.SystemRandom().random()
+    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) / 2**53

@@ -1,0 +1,136 @@
+"""Which tokens run in the next step: continuous batching with chunked prefill over the cache's pools.
+
+Every step has a token budget. Running requests that decode come first, one token each, then prompts in chunks, then new
+requests, oldest first throughout. When a pool runs out, the newest request gives its pages back and is computed again
+later, from whatever of it is still cached: the oldest always advances, so every request ends.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from ..kvcache import KVCache, PageAccountingError
+from .request import FinishReason, Request, RequestState
+
+
+class RequestTooLarge(ValueError):
+    """The request could not run even with all pages to itself."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The next `num_tokens` known tokens of a request; their pages are there."""
+
+    request: Request
+    num_tokens: int
+
+
+class Scheduler:
+    """Queues and running requests over one KVCache; both lists are oldest first.
+
+    Args:
+        max_tokens_per_step: budget of a step, prompts and decodes together.
+        max_num_seqs: requests that may run at a time.
+    """
+
+    def __init__(self, cache: KVCache, max_tokens_per_step: int, max_num_seqs: int) -> None:
+        for name, value in (("max_tokens_per_step", max_tokens_per_step), ("max_num_seqs", max_num_seqs)):
+            if value < 1:
+                raise ValueError(f"Scheduler: {name} must be at least 1, got {value}")
+        self.cache = cache
+        self.max_tokens_per_step = max_tokens_per_step
+        self.max_num_seqs = max_num_seqs
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def check_fits(self, num_prompt_tokens: int, max_tokens: int) -> None:
+        """Raises RequestTooLarge for a request that could never finish. Its last token is not written to the cache."""
+        reason = self.cache.fits(num_prompt_tokens + max_tokens - 1)
+        if reason is not None:
+            raise RequestTooLarge(
+                f"a prompt of {num_prompt_tokens} tokens with max_tokens={max_tokens} does not fit the cache: {reason}"
+            )
+
+    def add(self, request: Request) -> None:
+        self.waiting.append(request)
+
+    def schedule(self) -> list[Chunk]:
+        """The next step's work; empty only when there is none.
+
+        Raises PageAccountingError if no request can advance: admission promises every running prompt its pages, so that
+        means pages are held by somebody unknown to the scheduler.
+        """
+        chunks = self._decodes()
+        budget = self.max_tokens_per_step - len(chunks)
+        for request in self.running:
+            if request.num_uncomputed > 1:
+                budget -= self._prefill(chunks, request, budget)
+        self._admissions(chunks, budget)
+        if not chunks and self.has_work:
+            raise PageAccountingError(
+                f"no request can advance: {len(self.running)} running, {len(self.waiting)} waiting, {self.cache.stats()}"
+            )
+        return chunks
+
+    def preempt(self, request: Request) -> None:
+        """Take a running request's pages and queue it, first in line, with all its tokens as the prompt."""
+        self._leave(request)
+        request.state = RequestState.WAITING
+        request.num_preemptions += 1
+        request.key = self.cache.key(request.tokens(0, request.num_tokens), request.salt)
+        self.waiting.appendleft(request)
+
+    def finish(self, request: Request, reason: FinishReason) -> None:
+        """Take a request out, wherever it is."""
+        if request.state is RequestState.RUNNING:
+            self._leave(request)
+        else:
+            self.waiting.remove(request)
+        request.finish(reason)
+
+    def _leave(self, request: Request) -> None:
+        self.running.remove(request)
+        self.cache.end(request.pages)
+        request.pages = None
+
+    def _decodes(self) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        for request in tuple(self.running):
+            if len(chunks) == self.max_tokens_per_step:
+                break
+            if request.state is RequestState.RUNNING and request.num_uncomputed == 1 and self._make_room(request):
+                chunks.append(Chunk(request, 1))
+        return chunks
+
+    def _make_room(self, request: Request) -> bool:
+        """A page for one more token, at the cost of newer requests; False when it was the newest itself."""
+        while not self.cache.extend(request.pages, 1):
+            newest = self.running[-1]
+            self.preempt(newest)
+            if newest is request:
+                return False
+        return True
+
+    def _prefill(self, chunks: list[Chunk], request: Request, budget: int) -> int:
+        """Add as much of the request as the budget and the pools allow now; returns how many tokens that is."""
+        count = min(request.num_uncomputed, budget, self.cache.extendable(request.pages))
+        if count <= 0:
+            return 0
+        self.cache.extend(request.pages, count)
+        chunks.append(Chunk(request, count))
+        return count
+
+    def _admissions(self, chunks: list[Chunk], budget: int) -> None:
+        while self.waiting and len(self.running) < self.max_num_seqs and budget > 0:
+            if not self.cache.can_admit(self.waiting[0].key):
+                break  # a smaller one behind it would starve it
+            request = self.waiting.popleft()
+            request.pages = self.cache.begin(request.key)
+            request.state = RequestState.RUNNING
+            if request.cached_tokens is None:
+                request.cached_tokens = request.pages.hit_tokens
+            self.running.append(request)
+            budget -= self._prefill(chunks, request, budget)

@@ -1,0 +1,129 @@
+"""Sampling: what the filters keep, that frequencies follow probabilities, and that a row knows nothing of its batch."""
+
+import math
+
+import pytest
+import torch
+
+from swa_attn.runner import SamplingParams, sample
+
+VOCAB = 50
+DRAWS = 4000
+
+
+def logits_of(*probabilities):
+    return torch.tensor(probabilities).log()
+
+
+def draws(row, **settings):
+    """Frequencies of DRAWS tokens of one request."""
+    params = SamplingParams(temperature=settings.pop("temperature", 1.0), seed=3, **settings)
+    tokens = sample(row.expand(DRAWS, -1), [params] * DRAWS, range(DRAWS))
+    return torch.bincount(torch.tensor(tokens), minlength=len(row)) / DRAWS
+
+
+def assert_frequencies(measured, expected):
+    expected = torch.tensor(expected)
+    spread = (expected * (1 - expected) / DRAWS).sqrt()
+    assert ((measured - expected).abs() <= 4.5 * spread).all(), (measured, expected)
+
+
+def test_greedy_takes_the_largest_and_breaks_ties_downwards():
+    logits = torch.tensor([[0.0, 3.0, 3.0, -math.inf], [-1.0, -2.0, -3.0, -0.5]])
+    assert sample(logits, [SamplingParams()] * 2, [0, 0]) == [1, 3]
+
+
+def test_frequencies_follow_the_probabilities():
+    assert_frequencies(draws(logits_of(0.1, 0.2, 0.3, 0.4)), [0.1, 0.2, 0.3, 0.4])
+
+
+def test_temperature():
+    powers = torch.tensor([0.1, 0.2, 0.3, 0.4]) ** 2
+    assert_frequencies(draws(logits_of(0.1, 0.2, 0.3, 0.4), temperature=0.5), (powers / powers.sum()).tolist())
+    assert sample(logits_of(0.1, 0.6, 0.3)[None], [SamplingParams(temperature=1e-6, seed=0)], [0]) == [1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"top_k": 2}, [0.0, 0.0, 3 / 7, 4 / 7]),
+        ({"top_k": 1}, [0.0, 0.0, 0.0, 1.0]),
+        ({"top_k": 100}, [0.1, 0.2, 0.3, 0.4]),
+        ({"top_p": 0.5}, [0.0, 0.0, 3 / 7, 4 / 7]),  # 0.4 alone does not reach 0.5
+        ({"top_p": 0.3}, [0.0, 0.0, 0.0, 1.0]),
+        ({"top_p": 1.0}, [0.1, 0.2, 0.3, 0.4]),
+        ({"min_p": 0.6}, [0.0, 0.0, 3 / 7, 4 / 7]),  # below 0.6 * 0.4
+        ({"min_p": 1.0}, [0.0, 0.0, 0.0, 1.0]),
+        ({"top_k": 3, "top_p": 0.75}, [0.0, 0.0, 3 / 7, 4 / 7]),  # top_p counts among the top_k: 7 of 9 parts
+    ],
+    ids=str,
+)
+def test_filters(settings, expected):
+    assert_frequencies(draws(logits_of(0.1, 0.2, 0.3, 0.4), **settings), expected)
+
+
+def test_impossible_tokens_are_never_drawn():
+    assert_frequencies(draws(torch.tensor([-math.inf, 0.0, -math.inf, 0.0])), [0.0, 0.5, 0.0, 0.5])
+
+
+def test_a_row_depends_on_nothing_but_itself():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(24, VOCAB, generator=generator)
+    params = [
+        SamplingParams(temperature=0.7 * (i % 3), top_k=[None, 5][i % 2], top_p=[1.0, 0.8][i % 2], seed=i)
+        for i in range(24)
+    ]
+    steps = [i % 5 for i in range(24)]
+    together = sample(logits, params, steps)
+    alone = [sample(logits[i : i + 1], params[i : i + 1], steps[i : i + 1])[0] for i in range(24)]
+    assert together == alone
+    order = torch.randperm(24, generator=generator).tolist()
+    shuffled = sample(logits[order], [params[i] for i in order], [steps[i] for i in order])
+    assert shuffled == [together[i] for i in order]
+
+
+def test_seed_and_step_decide_the_draw():
+    logits = torch.zeros(1, 1000)
+
+    def draw(seed, step):
+        return sample(logits, [SamplingParams(temperature=1.0, seed=seed)], [step])[0]
+
+    assert draw(1, 0) == draw(1, 0)
+    tokens = [draw(seed, step) for seed in range(5) for step in range(5)]
+    assert len(set(tokens)) > 20
+    assert len({draw(None, 0) for _ in range(10)}) > 5, "without a seed every draw is fresh"
+
+
+def test_a_broken_row_is_an_error_not_a_token():
+    logits = torch.zeros(4, 3)
+    logits[1, 0], logits[2] = math.nan, -math.inf
+    for temperature in (0.0, 1.0):
+        params = [SamplingParams(temperature=temperature)] * 4
+        with pytest.raises(ValueError, match=r"rows \[1, 2\] do not"):
+            sample(logits, params, [0] * 4)
+
+
+def test_shapes_are_checked_and_no_rows_are_fine():
+    assert sample(torch.zeros(0, 5), [], []) == []
+    with pytest.raises(ValueError, match=r"one of params and of steps per row, got \[2, 5\], 1 and 2"):
+        sample(torch.zeros(2, 5), [SamplingParams()], [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
+        ({"temperature": -0.1}, "temperature must be 0"),
+        ({"temperature": math.inf}, "temperature must be"),
+        ({"temperature": math.nan}, "temperature must be"),
+        ({"top_k": 0}, "top_k must be at least 1 or None, got 0"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
+        ({"top_p": 1.1}, "top_p must be"),
+        ({"min_p": -0.5}, "min_p must be between 0 and 1, got -0.5"),
+    ],
+    ids=str,
+)
+def test_parameters_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SamplingParams(**settings)
+    assert SamplingParams(stop_token_ids=[1, 2]).stop_token_ids == (1, 2)
