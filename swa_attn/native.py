@@ -31,6 +31,7 @@ _SCHEMAS = (
     "Tensor(b!)? dst_scale) -> ()",
 )
 
+_SCHEMAS += ("_native_cpu_level() -> str",)
 _library = torch.library.Library("swa_attn", "FRAGMENT")
 for _schema in _SCHEMAS:
     _library.define(_schema)

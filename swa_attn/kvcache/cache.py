@@ -111,7 +111,8 @@ class KVCache:
         points = {self._replay_page(key) * self.page_size}
         if matched > hit:
             points.add(matched)  # others share the prefix up to here: make it resumable while passing through
-        sequence = KVSequence(key, hit, tables, first_pages, match.resume_node, frozenset(points), hit)
+        node = match.resume_node
+        sequence = KVSequence(key, hit, tables, first_pages, node, node, frozenset(points), hit)
         sequence.digests.extend(key.digests[: match.num_safe])
         self._live.add(sequence)
         self._count_lookup(key, matched, hit)
@@ -119,10 +120,8 @@ class KVCache:
 
     def extendable(self, sequence: KVSequence) -> int:
         """How many more tokens `sequence` can get pages for now, evicting whatever is only cached."""
-        return min(
-            (len(sequence.block_tables[name]) + pool.num_free + pool.num_cached) * self.page_size
-            for name, pool in self.pools.items()
-        ) - sequence.num_computed
+        pages = min(len(sequence.block_tables[n]) + p.num_free + p.num_cached for n, p in self.pools.items())
+        return pages * self.page_size - sequence.num_computed
 
     def extend(self, sequence: KVSequence, num_tokens: int) -> bool:
         """Get pages for the next `num_tokens` tokens in every pool, evicting if need be; False takes none."""
@@ -154,8 +153,9 @@ class KVCache:
         sequence.num_computed = new_end
         if self.enable_prefix_cache:
             self._insert_finished_pages(sequence, tokens)
+        resume_point = self._resume_point(sequence)
         for name, pool in self.pools.items():
-            self._release_before(sequence, name, pool.spec.first_visible(self._resume_point(sequence)) // self.page_size)
+            self._release_before(sequence, name, pool.spec.first_visible(resume_point) // self.page_size)
 
     def end(self, sequence: KVSequence) -> None:
         """Give the sequence's pages back; what the prefix tree names stays cached, with a snapshot at the end."""
@@ -244,8 +244,8 @@ class KVCache:
         table = sequence.block_tables[self._full.spec.name]
         node = self.tree.insert(parent, sequence.digests[index], table[index])
         if node.page != table[index]:
-            self._full.retain((node.page,))
             self._full.release((table[index],))
+            self._full.retain((node.page,))
             table[index] = node.page
         return node
 
@@ -256,8 +256,12 @@ class KVCache:
         return interval is not None and position // interval > (position - self.page_size) // interval
 
     def _store_snapshot(self, sequence: KVSequence, node: Node, position: int) -> None:
-        if self._snapshot_pools:
-            self.tree.store_snapshot(node, self._snapshot_pages(sequence, position))
+        if not self._snapshot_pools:
+            return
+        self.tree.store_snapshot(node, self._snapshot_pages(sequence, position))
+        if sequence.last_snapshot not in (None, node):
+            self.tree.supersede_snapshot(sequence.last_snapshot)
+        sequence.last_snapshot = node
 
     def _snapshot_pages(self, sequence: KVSequence, position: int) -> SnapshotPages:
         end = position // self.page_size

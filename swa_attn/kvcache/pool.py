@@ -101,7 +101,7 @@ class PagePool:
         """One cache entry less holds these pages; those that nobody holds any more become free."""
         for page in pages:
             if self._keepers[page] == 0:
-                raise PageAccountingError(f"pool {self.spec.name!r}: page {page} dropped, but the cache does not keep it")
+                raise PageAccountingError(f"pool {self.spec.name!r}: page {page} dropped, but no cache entry holds it")
             self._keepers[page] -= 1
             self._free_if_unheld(page)
 

@@ -118,6 +118,15 @@ class PrefixTree:
         self._snapshots[node] = None
         self._snapshots.move_to_end(node)
 
+    def supersede_snapshot(self, node: Node) -> None:
+        """A sequence went on from the snapshot at `node` to a later one: drop it first, unless other paths branch here.
+
+        A conversation resumes from its end only. Kept in order of use, the ends of its earlier turns would push out the
+        ends of other conversations.
+        """
+        if node.snapshot is not None and node.num_children < 2:
+            self._snapshots.move_to_end(node, last=False)
+
     def evict_full(self, count: int) -> None:
         """Free full pages, leaves first, until `count` more are free or nothing more can be."""
         target = self._full.num_free + count

@@ -29,6 +29,7 @@ class KVSequence:
     block_tables: dict[str, list[int]]
     first_pages: dict[str, int]
     node: Node | None  # the last page in the prefix tree
+    last_snapshot: Node | None  # the last one that it resumed from or caused
     snapshot_points: frozenset[int]  # positions where a window snapshot is wanted
     num_computed: int
     digests: list[bytes] = field(default_factory=list)  # of the finished pages

@@ -93,7 +93,7 @@ def _engine(model: object, config: ModelConfig, args: argparse.Namespace, cached
         max_tokens_per_step=512,
         enable_prefix_cache=cached,
         snapshot_interval=512,
-        eos_token_id=config.eos_token_id,
+        eos_token_ids=config.eos_token_ids,
     )
 
 

@@ -44,7 +44,7 @@ class Engine:
         max_tokens_per_step: tokens of one forward, prompts and decodes together.
         max_num_seqs: requests that run at a time.
         enable_prefix_cache, snapshot_interval: see `KVCache`.
-        eos_token_id: ends every request that samples it; None for none.
+        eos_token_ids: each ends every request that samples it.
         fingerprint: names whatever decides the contents of K and V; see `KVCache`.
         dtype, device: of the cache.
     """
@@ -61,7 +61,7 @@ class Engine:
         max_num_seqs: int = 64,
         enable_prefix_cache: bool = True,
         snapshot_interval: int | None = None,
-        eos_token_id: int | None = None,
+        eos_token_ids: Sequence[int] = (),
         fingerprint: str = "",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
@@ -75,7 +75,7 @@ class Engine:
             live = max_num_seqs * (max(windows, default=0) + page_size) + max_tokens_per_step
             num_pages = pages_for_budget(groups, page_size, dtype, cache_bytes, min_windowed_tokens=live)
         self.model = model
-        self.eos_token_id = eos_token_id
+        self.eos_token_ids = frozenset(eos_token_ids)
         self.device = torch.device(device)
         self.cache = KVCache(
             groups,
@@ -198,7 +198,7 @@ class Engine:
             self._finished.pop(request_id, None)
 
     def _why_finished(self, request: Request, token: int) -> FinishReason | None:
-        if token == self.eos_token_id or token in request.params.stop_token_ids:
+        if token in self.eos_token_ids or token in request.params.stop_token_ids:
             return FinishReason.STOP
         return FinishReason.LENGTH if len(request.output) == request.params.max_tokens else None
 

@@ -41,8 +41,9 @@ class Bill:
         return self.hit + self.miss + self.output
 
 
-def _usd(model: str, hit: str, miss: str, output: str, since: date | None, source: str, evidence: str = "reported") -> PriceList:
-    return PriceList(model, Decimal(hit), Decimal(miss), Decimal(output), "USD", since, source, evidence)
+def _usd(model: str, prices: str, since: date | None, source: str, evidence: str = "reported") -> PriceList:
+    hit, miss, output = map(Decimal, prices.split())
+    return PriceList(model, hit, miss, output, "USD", since, source, evidence)
 
 
 _MIMO = "Xiaomi MiMo price announcement"
@@ -52,11 +53,11 @@ _DEEPSEEK = "DeepSeek API price list"
 PRICES = {
     prices.model: prices
     for prices in (
-        _usd("MiMo-V2.5-Pro", "0.0036", "0.435", "0.87", date(2026, 5, 27), _MIMO),
-        _usd("MiMo-V2.5", "0.0028", "0.14", "0.28", date(2026, 5, 27), _MIMO + "; hit price from its CNY list", "inferred"),
-        _usd("MiMo-V2-Flash", "0.01", "0.10", "0.30", None, "Xiaomi MiMo price list, CNY 0.07 / 0.70 / 2.10"),
-        _usd("DeepSeek-V4-Flash", "0.0028", "0.14", "0.28", date(2026, 4, 26), _DEEPSEEK + ", hit price as cut"),
-        _usd("DeepSeek-V4-Pro", "0.003625", "0.435", "0.87", date(2026, 5, 22), _DEEPSEEK + ", permanent discount"),
+        _usd("MiMo-V2.5-Pro", "0.0036 0.435 0.87", date(2026, 5, 27), _MIMO),
+        _usd("MiMo-V2.5", "0.0028 0.14 0.28", date(2026, 5, 27), _MIMO + ", hit price from CNY", "inferred"),
+        _usd("MiMo-V2-Flash", "0.01 0.10 0.30", None, "Xiaomi MiMo price list, CNY 0.07 / 0.70 / 2.10"),
+        _usd("DeepSeek-V4-Flash", "0.0028 0.14 0.28", date(2026, 4, 26), _DEEPSEEK + ", hit price as cut"),
+        _usd("DeepSeek-V4-Pro", "0.003625 0.435 0.87", date(2026, 5, 22), _DEEPSEEK + ", permanent discount"),
     )
 }
 

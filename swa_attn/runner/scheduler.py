@@ -2,7 +2,7 @@
 
 Every step has a token budget. Running requests that decode come first, one token each, then prompts in chunks, then new
 requests, oldest first throughout. When a pool runs out, the newest request gives its pages back and is computed again
-later, from whatever of it is still cached: the oldest always advances, so every request ends.
+later, from whatever of it is still cached. Older requests never give way to newer ones, so every request ends.
 """
 
 from collections import deque
@@ -70,9 +70,8 @@ class Scheduler:
                 budget -= self._prefill(chunks, request, budget)
         self._admissions(chunks, budget)
         if not chunks and self.has_work:
-            raise PageAccountingError(
-                f"no request can advance: {len(self.running)} running, {len(self.waiting)} waiting, {self.cache.stats()}"
-            )
+            counts = f"{len(self.running)} running, {len(self.waiting)} waiting"
+            raise PageAccountingError(f"no request can advance: {counts}, {self.cache.stats()}")
         return chunks
 
     def preempt(self, request: Request) -> None:

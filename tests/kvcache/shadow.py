@@ -30,7 +30,7 @@ class Shadow:
         return sequence
 
     def compute(self, sequence: KVSequence, count: int) -> bool:
-        """One step: pages, reads of everything the step's queries see, writes, commit. False when the pools are full."""
+        """One step: pages, reads of all that the step's queries see, writes, commit. False when a pool is full."""
         start, tokens = sequence.num_computed, self.tokens[sequence]
         if not self.cache.extend(sequence, count):
             return False

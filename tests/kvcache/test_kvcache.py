@@ -88,6 +88,19 @@ def test_sequences_running_together_share_what_the_first_has_finished():
     shadow.end(second)
 
 
+def test_pages_computed_again_are_exchanged_for_the_cached_ones():
+    shadow = hybrid(page_size=4, window=9)
+    shadow.run(text("a", 40))
+    again = shadow.begin(text("a", 25) + text("b", 15))
+    assert again.hit_tokens == 0
+    cached = shadow.cache.match(again.key).nodes
+    shadow.compute(again, 40)
+    assert again.block_tables["full"][:6] == [node.page for node in cached]
+    assert shadow.cache.stats().pools["full"].peak_in_use == 10
+    shadow.end(again)
+    check_invariants(shadow.cache)
+
+
 def test_windowed_pages_are_freed_as_the_window_leaves_them():
     shadow = hybrid(page_size=4, full=250, window=9, enable_prefix_cache=False)
     sequence = shadow.begin(text("a", 1000))
@@ -199,7 +212,7 @@ def test_a_window_that_is_resumed_from_outlives_newer_ones_that_are_not():
     shared = text("shared", 20)
     shadow.run(shared, chunk=4)
     for i in range(8):
-        assert shadow.run(shared + text(str(i), 1), chunk=4) == 20
+        assert shadow.run(shared + text(str(i), 9), chunk=4) == 20
         shadow.run(text(f"other {i}", 21), chunk=4)
     assert shadow.cache.stats().evicted_snapshots > 0
 
@@ -224,10 +237,11 @@ def test_many_uses_of_one_prefix_leave_nothing_behind():
     assert len(shadow.cache.tree._leaves) < 100
 
 
-def test_round_robin_conversations_keep_hitting_while_their_windows_fit():
-    shadow = hybrid(page_size=4, full=4000, swa=100, window=9)
-    users = [text(str(u), 17) for u in range(8)]
-    for turn in range(6):
+@pytest.mark.parametrize("num_users", [5, 12, 25, 45])
+def test_round_robin_conversations_hit_while_one_window_each_fits(num_users):
+    shadow = hybrid(page_size=4, full=10000, swa=100, window=9)  # 2 pages per window
+    users = [text(str(u), 17) for u in range(num_users)]
+    for turn in range(4):
         for u in range(len(users)):
             computed = len(users[u])
             hit = shadow.run(users[u], chunk=16)
@@ -295,6 +309,20 @@ def test_extend_takes_nothing_when_one_pool_is_full():
     assert shadow.cache.extendable(sequence) == 4
     while sequence.num_computed < 100:
         assert shadow.compute(sequence, min(4, 100 - sequence.num_computed))
+
+
+def test_pages_of_a_step_that_failed_are_used_by_the_next():
+    shadow = hybrid(page_size=4)
+    sequence = shadow.begin(text("a", 30))
+    assert shadow.cache.extend(sequence, 20)
+    assert shadow.cache.extend(sequence, 3)
+    assert [pool.num_in_use for pool in shadow.cache.pools.values()] == [5, 5]
+    check_invariants(shadow.cache)
+    shadow.cache.commit(sequence, text("a", 3))
+    assert shadow.cache.extend(sequence, 18)
+    assert [pool.num_in_use for pool in shadow.cache.pools.values()] == [6, 6]
+    shadow.end(sequence)
+    check_invariants(shadow.cache)
 
 
 @pytest.mark.parametrize(("page_size", "window"), PAGE_AND_WINDOW)

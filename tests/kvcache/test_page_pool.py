@@ -64,7 +64,7 @@ def test_a_sequence_cannot_release_what_only_the_cache_keeps():
     with pytest.raises(PageAccountingError, match="released, but no sequence uses it"):
         pool.release([page])
     pool.drop([page])
-    with pytest.raises(PageAccountingError, match="dropped, but the cache does not keep it"):
+    with pytest.raises(PageAccountingError, match="dropped, but no cache entry holds it"):
         pool.drop([page])
 
 

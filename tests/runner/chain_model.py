@@ -1,15 +1,14 @@
 """A model in exact integer arithmetic whose every number depends on every key that its layers may see.
 
 Layer l stores x_l at each position and computes x_(l+1) there as a weighted sum, modulo a prime, of the x_l that its
-window shows, with weights that depend on the distance. One wrong, missing or additional key anywhere changes the output,
-and batching, chunking or paging cannot: so runs with and without a cache must agree exactly.
+window shows, with weights that depend on the distance. One wrong, missing or additional key anywhere changes the
+output, and batching, chunking or paging cannot: so runs with and without a cache must agree exactly.
 """
 
-import pytest
 import torch
 from torch import Tensor
 
-from swa_attn.kvcache import GroupSpec, PagePool
+from swa_attn.kvcache import GroupSpec
 
 PRIME = 65521  # float32 holds every residue exactly
 VOCAB = 61
@@ -21,12 +20,9 @@ class ChainModel:
     def __init__(self, windows: tuple[int | None, ...]) -> None:
         self.windows = windows
         self.num_forwards = 0
-        kinds = list(dict.fromkeys(windows))
+        layers = {kind: tuple(i for i, w in enumerate(windows) if w == kind) for kind in windows}
         self.groups = tuple(
-            GroupSpec(
-                "full" if kind is None else f"swa{kind}", tuple(i for i, w in enumerate(windows) if w == kind), 1, 1, 2, kind
-            )
-            for kind in kinds
+            GroupSpec("full" if kind is None else f"swa{kind}", layers[kind], 1, 1, 2, kind) for kind in layers
         )
         self._group_of = {layer: g.name for g in self.groups for layer in g.layers}
 
@@ -62,27 +58,3 @@ class ChainModel:
             seen = (distance >= 0) & (distance < (window or seqlen_k))
             out[rows] = (seen * (distance * 31 % 97 + 1) * k.long()).sum(1) % PRIME
         return out
-
-
-@pytest.fixture
-def poisoned_pools(monkeypatch):
-    """Every page holds NaN when it is handed out and again once nobody holds it."""
-
-    def poison(pool, pages):
-        pool.k[:, pages] = float("nan")
-        pool.v[:, pages] = float("nan")
-
-    allocate, free_if_unheld = PagePool.allocate, PagePool._free_if_unheld
-
-    def allocate_poisoned(pool, count):
-        pages = allocate(pool, count)
-        poison(pool, pages)
-        return pages
-
-    def free_poisoned(pool, page):
-        free_if_unheld(pool, page)
-        if not pool.is_in_use(page) and not pool.is_kept(page):
-            poison(pool, [page])
-
-    monkeypatch.setattr(PagePool, "allocate", allocate_poisoned)
-    monkeypatch.setattr(PagePool, "_free_if_unheld", free_poisoned)

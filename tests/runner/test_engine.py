@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from chain_model import VOCAB, ChainModel, poisoned_pools  # noqa: F401 (a fixture)
+from chain_model import VOCAB, ChainModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -64,14 +64,14 @@ def assert_idle(engine: Engine) -> None:
 def test_a_conversation_gives_the_cold_answers(windows, page_size):
     engine = make_engine(windows, page_size)
     params = SamplingParams(max_tokens=13)
-    history = text(0, 37)
+    history, computed = text(0, 37), 0
     for turn in range(4):
         (completion,) = engine.generate([history], params)
         assert completion.tokens == cold([history], params, windows)[0]
-        computed = len(history) - 1 - turn_tokens if turn else 0  # the last generated token was never computed
         assert completion.usage.cached_tokens == computed // page_size * page_size
-        turn_tokens = 11
-        history = history + completion.tokens + text(turn + 1, turn_tokens)
+        history = history + completion.tokens
+        computed = len(history) - 1  # the last generated token has no K and V yet
+        history += text(turn + 1, 11)
     assert_idle(engine)
 
 
@@ -79,7 +79,7 @@ def test_a_conversation_gives_the_cold_answers(windows, page_size):
 def test_a_fan_out_gives_the_cold_answers_and_hits_from_the_third_on(windows):
     engine = make_engine(windows)
     params = SamplingParams(max_tokens=5)
-    prompts = [text(0, 50) + [i] + text(i, 30) for i in range(5)]
+    prompts = [[*text(0, 50), i, *text(i, 30)] for i in range(5)]
     completions = [engine.generate([prompt], params)[0] for prompt in prompts]
     assert outputs(completions) == cold(prompts, params, windows)
     second = 48 if windows in ((None, None), (None, 1)) else 0
@@ -191,7 +191,7 @@ def test_stop_tokens_and_eos_end_the_output_with_them():
     stop = tokens[7]
     first = tokens.index(stop) + 1
     (stopped,) = make_engine().generate([text(0, 20)], SamplingParams(max_tokens=40, stop_token_ids=(stop,)))
-    (ended,) = make_engine(eos_token_id=stop).generate([text(0, 20)], params)
+    (ended,) = make_engine(eos_token_ids=(VOCAB, stop)).generate([text(0, 20)], params)
     assert stopped.tokens == ended.tokens == tokens[:first]
     assert stopped.finish_reason is ended.finish_reason is FinishReason.STOP
     (full,) = make_engine().generate([text(0, 20)], params)

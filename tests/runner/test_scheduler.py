@@ -63,6 +63,17 @@ def test_a_long_prompt_does_not_hold_up_decodes():
         assert driver.step() == [(0, 1), (1, 7)]
 
 
+def test_more_decodes_than_the_budget_take_turns_by_age():
+    driver = Driver()
+    for _ in range(4):
+        driver.add(2, max_tokens=3)
+    driver.step()
+    driver.scheduler.max_tokens_per_step = 3
+    assert driver.step() == [(0, 1), (1, 1), (2, 1)]
+    driver.step()
+    assert driver.step() == [(3, 1)]
+
+
 def test_the_number_of_running_requests_is_bounded():
     driver = Driver(budget=100, max_num_seqs=2)
     for _ in range(4):

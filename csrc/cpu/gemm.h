@@ -1,0 +1,89 @@
+// The one matrix product of the attention kernels: C[rows, N] (+)= A[rows, K] B[K, N], in registers.
+//
+// Every element of C is one chain of multiply-adds over k in order, whatever `rows` is: which rows are computed together
+// never changes a bit of any of them.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "cpu/simd.h"
+
+namespace swa::cpu::SWA_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kMaxRows = 8;
+#else
+constexpr int kMaxRows = 4;
+#endif
+constexpr int kWide = 2;  // vectors of C per row
+constexpr int kColumns = kWide * kLanes;
+
+// One step of the product for a kind of operand. Plain: one float32 of A and B per step.
+struct PlainProduct {
+  static constexpr int kDepth = 1;  // values of k in a 32-bit word
+  static Float multiply_add(uint32_t a, Word b, Float c) {
+    float x;
+    std::memcpy(&x, &a, 4);
+    Float y;
+    std::memcpy(&y, &b, sizeof y);
+    return x * y + c;
+  }
+};
+
+#ifdef __AVX512BF16__
+// Two bfloat16 per word, accumulated in float32.
+struct PairProduct {
+  static constexpr int kDepth = 2;
+  static Float multiply_add(uint32_t a, Word b, Float c) {
+    const __m512i x = _mm512_set1_epi32(int(a));
+    return Float(_mm512_dpbf16_ps(__m512(c), __m512bh(x), __m512bh(b)));
+  }
+};
+#endif
+
+// A: words [rows, steps] with `a_stride` words per row; B: words [steps, kColumns] with `b_stride`; C: floats.
+template <class Product, int kRows>
+inline void multiply_block(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride,
+                           float* c, int64_t c_stride, int64_t steps, bool accumulate) {
+  Float sums[kRows][kWide];
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kWide; ++j) {
+      sums[i][j] = accumulate ? load<Float>(c + i * c_stride + j * kLanes) : Float{};
+    }
+  }
+  for (int64_t k = 0; k < steps; ++k) {
+    Word column[kWide];
+    for (int j = 0; j < kWide; ++j) column[j] = load<Word>(b + k * b_stride + j * kLanes);
+    for (int i = 0; i < kRows; ++i) {
+      for (int j = 0; j < kWide; ++j) {
+        sums[i][j] = Product::multiply_add(a[i * a_stride + k], column[j], sums[i][j]);
+      }
+    }
+  }
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kWide; ++j) store(c + i * c_stride + j * kLanes, sums[i][j]);
+  }
+}
+
+// C[rows, columns] with rows <= kMaxRows and columns a multiple of kColumns.
+template <class Product>
+inline void multiply(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride, float* c,
+                     int64_t c_stride, int64_t rows, int64_t columns, int64_t steps,
+                     bool accumulate) {
+  for (int64_t n = 0; n < columns; n += kColumns) {
+    const auto run = [&](auto block, int64_t at) {
+      multiply_block<Product, block.value>(a + at * a_stride, a_stride, b + n, b_stride,
+                                           c + at * c_stride + n, c_stride, steps, accumulate);
+    };
+    int64_t at = 0;
+    if constexpr (kMaxRows == 8) {
+      if (rows - at >= 8) run(std::integral_constant<int, 8>{}, at), at += 8;
+    }
+    if (rows - at >= 4) run(std::integral_constant<int, 4>{}, at), at += 4;
+    if (rows - at >= 2) run(std::integral_constant<int, 2>{}, at), at += 2;
+    if (rows - at >= 1) run(std::integral_constant<int, 1>{}, at);
+  }
+}
+
+}  // namespace swa::cpu::SWA_ISA

@@ -1,0 +1,316 @@
+// Windowed paged attention of one tile of queries: all query heads of a KV head x some consecutive tokens of a sequence.
+//
+// Keys are walked in tiles of kTileKeys anchored at absolute positions. A tile's visible keys are gathered once into
+// scratch, K transposed, and multiplied with blocks of query rows; the softmax is online. A key that a row does not see
+// adds an exact zero to that row and a tile of which it sees nothing is skipped, so a row's bits do not depend on the rows
+// it shares the tile with: not on the batch, the chunking or the number of threads. Nothing invisible is ever read.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <new>
+
+#include "cpu/convert.h"
+#include "cpu/dispatch.h"
+#include "cpu/gemm.h"
+#include "cpu/simd.h"
+
+namespace swa::cpu::SWA_ISA {
+
+namespace {
+
+constexpr int64_t kTileKeys = 32;
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+static_assert(kTileKeys % kColumns == 0 && kTileKeys % kLanes == 0);
+
+constexpr int64_t round_up(int64_t x, int64_t multiple) {
+  return (x + multiple - 1) / multiple * multiple;
+}
+
+// Aligned memory of one thread, kept between calls because every tile needs it.
+class Scratch {
+ public:
+  template <class T>
+  T* take(int64_t count) {
+    used_ = round_up(used_, 64);
+    T* start = reinterpret_cast<T*>(memory_.get() + used_);
+    used_ += count * int64_t(sizeof(T));
+    return start;
+  }
+  void reserve(int64_t bytes) {
+    used_ = 0;
+    if (bytes <= size_) return;
+    memory_.reset(static_cast<char*>(::operator new(size_t(bytes), std::align_val_t(64))));
+    size_ = bytes;
+  }
+
+ private:
+  struct Free {
+    void operator()(char* p) const { ::operator delete(p, std::align_val_t(64)); }
+  };
+  std::unique_ptr<char, Free> memory_;
+  int64_t size_ = 0, used_ = 0;
+};
+
+template <class Product>
+class TileAttention {
+  static constexpr int64_t kDepth = Product::kDepth;
+  static constexpr bool kPairs = kDepth == 2;
+
+ public:
+  TileAttention(const AttentionParams& p, const AttentionTile& tile, BadIndex& bad)
+      : p_(p), tile_(tile), bad_(bad) {
+    first_position_ = p.seqlens_k[tile.sequence] - p.query_len(tile.sequence) + tile.first_token;
+    num_rows_ = tile.num_tokens * p.group_size;
+    k_steps_ = round_up(p.k.dim, kDepth * kLanes) / kDepth;
+    v_columns_ = round_up(p.v.dim, kColumns);
+    static thread_local Scratch scratch;
+    const int64_t words = num_rows_ * (k_steps_ + v_columns_ + 2) + kTileKeys * (k_steps_ * 2) +
+                          kTileKeys * v_columns_ * 2 + kMaxRows * kTileKeys * 2;
+    scratch.reserve(words * 4 + 16 * 64);
+    queries_ = scratch.take<uint32_t>(num_rows_ * k_steps_);
+    sums_ = scratch.take<float>(num_rows_ * v_columns_);
+    largest_ = scratch.take<float>(num_rows_);
+    total_ = scratch.take<float>(num_rows_);
+    key_rows_ = scratch.take<uint32_t>(kTileKeys * k_steps_);
+    keys_ = scratch.take<uint32_t>(k_steps_ * kTileKeys);
+    values_ = scratch.take<uint32_t>(kTileKeys / kDepth * v_columns_);
+    scores_ = scratch.take<float>(kMaxRows * kTileKeys);
+    weights_ = scratch.take<uint32_t>(kMaxRows * kTileKeys);
+  }
+
+  void run() {
+    load_queries();
+    std::fill_n(sums_, num_rows_ * v_columns_, 0.0f);
+    std::fill_n(largest_, num_rows_, kMinusInfinity);
+    std::fill_n(total_, num_rows_, 0.0f);
+    const int64_t begin = first_visible(first_position_);
+    const int64_t end = std::max<int64_t>(begin, first_position_ + tile_.num_tokens);
+    for (int64_t key = begin / kTileKeys * kTileKeys; key < end; key += kTileKeys) {
+      const int64_t first = std::max(begin, key), last = std::min(end, key + kTileKeys);
+      if (!gather(key, first, last)) return;
+      for (int64_t row = 0; row < num_rows_; row += kMaxRows) {
+        attend(key, row, std::min<int64_t>(kMaxRows, num_rows_ - row));
+      }
+    }
+    store_results();
+  }
+
+ private:
+  int64_t position(int64_t row) const { return first_position_ + row / p_.group_size; }
+
+  int64_t first_visible(int64_t position) const {
+    return p_.window < 0 ? 0 : std::max<int64_t>(0, position - p_.window + 1);
+  }
+
+  void load_queries() {
+    const int64_t seq = tile_.sequence;
+    for (int64_t row = 0; row < num_rows_; ++row) {
+      const int64_t token = tile_.first_token + row / p_.group_size;
+      const int64_t head = tile_.kv_head * p_.group_size + row % p_.group_size;
+      const char* q =
+          p_.q + p_.offset(seq, token, p_.q_seq_stride, p_.q_token_stride) + head * p_.q_head_stride;
+      load_words(p_.dtype, q, p_.k.dim, 1.0f, queries_ + row * k_steps_);
+    }
+  }
+
+  // A row of q or K as the product wants it: float32, or its bfloat16 as they are; zeros up to k_steps_.
+  void load_words(DType dtype, const char* from, int64_t dim, float scale, uint32_t* to) const {
+    if constexpr (kPairs) {
+      std::memcpy(to, from, size_t(dim) * 2);
+    } else {
+      to_float32(dtype, from, dim, scale, reinterpret_cast<float*>(to));
+    }
+    char* end = reinterpret_cast<char*>(to + k_steps_);
+    char* filled = reinterpret_cast<char*>(to) + dim * 4 / kDepth;
+    std::fill(filled, end, char(0));
+  }
+
+  // K and V of the keys first .. last - 1 into scratch, zeros for the others of the tile. False: a page does not exist.
+  bool gather(int64_t tile_start, int64_t first, int64_t last) {
+    const char* rows[kTileKeys];
+    const char* value_rows[kTileKeys];
+    float k_scales[kTileKeys], v_scales[kTileKeys];
+    const int32_t* table = p_.block_table + tile_.sequence * p_.block_table_stride;
+    std::fill_n(rows, kTileKeys, nullptr);
+    for (int64_t key = first; key < last;) {
+      const int64_t logical = key / p_.page_size;
+      const int64_t page = table[logical];
+      if (!p_.k.holds(page)) {
+        bad_.record(tile_.sequence, logical, page);
+        return false;
+      }
+      const int64_t index = page * p_.num_kv_heads + tile_.kv_head;
+      const float k_scale = p_.k.scale ? p_.k.scale[index] : 1.0f;
+      const float v_scale = p_.v.scale ? p_.v.scale[index] : 1.0f;
+      for (const int64_t stop = std::min(last, (logical + 1) * p_.page_size); key < stop; ++key) {
+        const int64_t i = key - tile_start, slot = key - logical * p_.page_size;
+        rows[i] = p_.k.row(page, slot, tile_.kv_head);
+        value_rows[i] = p_.v.row(page, slot, tile_.kv_head);
+        k_scales[i] = k_scale;
+        v_scales[i] = v_scale;
+      }
+    }
+    load_keys(rows, k_scales);
+    load_values(rows, value_rows, v_scales);
+    return true;
+  }
+
+  // keys_ [k_steps_, kTileKeys]: a word holds one float32, or two neighbouring bfloat16 of one key.
+  void load_keys(const char* const* rows, const float* scales) {
+    const bool direct = (kPairs || p_.k.dtype == DType::kFloat32) && p_.k.dim == k_steps_ * kDepth;
+    const uint32_t* words[kTileKeys];
+    for (int64_t i = 0; i < kTileKeys; ++i) {
+      uint32_t* own = key_rows_ + i * k_steps_;
+      words[i] = own;
+      if (!rows[i]) {
+        std::fill_n(own, k_steps_, 0u);
+      } else if (direct) {
+        words[i] = reinterpret_cast<const uint32_t*>(rows[i]);
+      } else {
+        load_words(p_.k.dtype, rows[i], p_.k.dim, scales[i], own);
+      }
+    }
+    for (int64_t i = 0; i < kTileKeys; i += kLanes) {
+      for (int64_t k = 0; k < k_steps_; k += kLanes) {
+        Word block[kLanes];
+        for (int j = 0; j < kLanes; ++j) block[j] = load<Word>(words[i + j] + k);
+        transpose(block);
+        for (int j = 0; j < kLanes; ++j) store(keys_ + (k + j) * kTileKeys + i, block[j]);
+      }
+    }
+  }
+
+  // values_ [kTileKeys / kDepth, v_columns_]: a word holds one float32, or the bfloat16 of two neighbouring keys.
+  void load_values(const char* const* rows, const char* const* value_rows, const float* scales) {
+    if constexpr (kPairs) {
+      static constexpr int64_t kStack = 512;
+      static const uint16_t zeros[kStack] = {};
+      for (int64_t i = 0; i < kTileKeys; i += 2) {
+        uint32_t* to = values_ + i / 2 * v_columns_;
+        for (int64_t at = 0; at < p_.v.dim; at += kStack) {
+          const auto* even = rows[i] ? reinterpret_cast<const uint16_t*>(value_rows[i]) + at : zeros;
+          const auto* odd =
+              rows[i + 1] ? reinterpret_cast<const uint16_t*>(value_rows[i + 1]) + at : zeros;
+          const int64_t count = std::min(kStack, p_.v.dim - at);
+          for (int64_t d = 0; d < count; ++d) to[at + d] = even[d] | uint32_t(odd[d]) << 16;
+        }
+        std::fill(to + p_.v.dim, to + v_columns_, 0u);
+      }
+    } else {
+      for (int64_t i = 0; i < kTileKeys; ++i) {
+        auto* to = reinterpret_cast<float*>(values_ + i * v_columns_);
+        if (rows[i]) to_float32(p_.v.dtype, value_rows[i], p_.v.dim, scales[i], to);
+        std::fill(rows[i] ? to + p_.v.dim : to, to + v_columns_, 0.0f);
+      }
+    }
+  }
+
+  // Rows row .. row + count - 1 against the tile in scratch.
+  void attend(int64_t tile_start, int64_t row, int64_t count) {
+    const int64_t newest = position(row + count - 1);
+    if (newest < tile_start || first_visible(position(row)) >= tile_start + kTileKeys) return;
+    multiply<Product>(queries_ + row * k_steps_, k_steps_, keys_, kTileKeys, scores_, kTileKeys,
+                      count, kTileKeys, k_steps_, false);
+    for (int64_t i = 0; i < count; ++i) soften(tile_start, row + i, scores_ + i * kTileKeys, i);
+    multiply<Product>(weights_, kTileKeys / kDepth, values_, v_columns_,
+                      sums_ + row * v_columns_, v_columns_, count, v_columns_, kTileKeys / kDepth,
+                      true);
+  }
+
+  // One row's step of the online softmax: scores -> weights_[i], with the row's running state brought up to date.
+  void soften(int64_t tile_start, int64_t row, float* scores, int64_t i) {
+    const int64_t at = position(row);
+    const int64_t first = std::max<int64_t>(0, first_visible(at) - tile_start);
+    const int64_t last = std::min(kTileKeys, at + 1 - tile_start);
+    uint32_t* weights = weights_ + i * (kTileKeys / kDepth);
+    if (first >= last) {
+      std::fill_n(weights, kTileKeys / kDepth, 0u);
+      return;
+    }
+    Float highest = broadcast(kMinusInfinity);
+    for (int64_t j = 0; j < kTileKeys; j += kLanes) {
+      Float s = load<Float>(scores + j) * p_.softmax_scale;
+      if (p_.softcap > 0) s = tanh(s / p_.softcap) * p_.softcap;
+      s = visible(j, first, last) ? s : broadcast(kMinusInfinity);
+      highest = s > highest ? s : highest;
+      store(scores + j, s);
+    }
+    const float before = largest_[row], now = std::max(before, max(highest));
+    const float keep = exp_negative(broadcast(before - now))[0];
+    Float added{};
+    for (int64_t j = 0; j < kTileKeys; j += kLanes) {
+      const Float s = load<Float>(scores + j);
+      const Float w = visible(j, first, last) ? exp_negative(s - now) : Float{};
+      added += w;
+      store(scores + j, w);
+    }
+    largest_[row] = now;
+    total_[row] = total_[row] * keep + sum(added);
+    if (keep != 1.0f) {
+      float* sums = sums_ + row * v_columns_;
+      for (int64_t d = 0; d < v_columns_; d += kLanes) store(sums + d, load<Float>(sums + d) * keep);
+    }
+    if constexpr (kPairs) {
+      auto* half = reinterpret_cast<uint16_t*>(weights);
+      for (int64_t j = 0; j < kTileKeys; ++j) half[j] = to_bfloat16(scores[j]);
+    } else {
+      std::memcpy(weights, scores, size_t(kTileKeys) * 4);
+    }
+  }
+
+  // Which of the lanes j .. of a tile lie in [first, last).
+  static Int visible(int64_t j, int64_t first, int64_t last) {
+    Int lane;
+    for (int i = 0; i < kLanes; ++i) lane[i] = i + int(j);
+    return (lane >= int(first)) & (lane < int(last));
+  }
+
+  void store_results() {
+    const int64_t seq = tile_.sequence, num_heads = p_.num_kv_heads * p_.group_size;
+    for (int64_t row = 0; row < num_rows_; ++row) {
+      const int64_t token = tile_.first_token + row / p_.group_size;
+      const int64_t head = tile_.kv_head * p_.group_size + row % p_.group_size;
+      float* sums = sums_ + row * v_columns_;
+      float lse = kMinusInfinity;
+      if (total_[row] > 0) {
+        lse = largest_[row] + std::log(total_[row]);
+        const float sink = p_.sinks ? std::exp(p_.sinks[head] - largest_[row]) : 0.0f;
+        const float factor = 1.0f / (total_[row] + sink);
+        for (int64_t d = 0; d < p_.v.dim; ++d) sums[d] *= factor;
+      }
+      from_float32(p_.dtype, sums, p_.v.dim, 1.0f,
+                   p_.out + p_.offset(seq, token, p_.out_seq_stride, p_.out_token_stride) +
+                       head * p_.out_head_stride);
+      p_.lse[(p_.first_row(seq) + token) * num_heads + head] = lse;
+    }
+  }
+
+  const AttentionParams& p_;
+  const AttentionTile& tile_;
+  BadIndex& bad_;
+  int64_t first_position_, num_rows_, k_steps_, v_columns_;
+  uint32_t* queries_;    // [num_rows_, k_steps_]
+  float* sums_;          // [num_rows_, v_columns_]
+  float* largest_;       // [num_rows_]
+  float* total_;         // [num_rows_]
+  uint32_t* key_rows_;   // [kTileKeys, k_steps_]
+  uint32_t* keys_;       // [k_steps_, kTileKeys]
+  uint32_t* values_;     // [kTileKeys / kDepth, v_columns_]
+  float* scores_;        // [kMaxRows, kTileKeys]
+  uint32_t* weights_;    // [kMaxRows, kTileKeys / kDepth]
+};
+
+}  // namespace
+
+void attention(const AttentionParams& p, const AttentionTile& tile, BadIndex& bad) {
+#ifdef __AVX512BF16__
+  if (p.dtype == DType::kBFloat16 && p.k.dtype == DType::kBFloat16) {
+    TileAttention<PairProduct>(p, tile, bad).run();
+    return;
+  }
+#endif
+  TileAttention<PlainProduct>(p, tile, bad).run();
+}
+
+}  // namespace swa::cpu::SWA_ISA
