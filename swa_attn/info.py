@@ -30,7 +30,7 @@ def collect() -> dict:
     return {
         "versions": {"swa_attn": __version__, "python": platform.python_version(), **_versions("torch", "triton", "numpy")},
         "build": native.build_record() or {"built": native.LIBRARY.exists(), "reason": "no build has been recorded"},
-        "library": native.unavailable() or "loaded",
+        "library": native.unavailable() or f"loaded, CPU kernels for {native.cpu_level()}",
         "devices": _devices(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("SWA_ATTN_", "TRITON_INTERPRET"))},
         "backends": {device: {op: explain(op, device) for op in OPS} for device in backends.ORDER},

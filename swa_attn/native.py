@@ -29,9 +29,9 @@ _SCHEMAS = (
     "Tensor(b!) lse) -> ()",
     "_native_copy_pages(Tensor src, Tensor(a!) dst, Tensor src_pages, Tensor dst_pages, Tensor? src_scale, "
     "Tensor(b!)? dst_scale) -> ()",
+    "_native_cpu_level() -> str",
 )
 
-_SCHEMAS += ("_native_cpu_level() -> str",)
 _library = torch.library.Library("swa_attn", "FRAGMENT")
 for _schema in _SCHEMAS:
     _library.define(_schema)
@@ -67,6 +67,11 @@ def unavailable(key: str = "CPU") -> str | None:
     if not torch._C._dispatch_has_kernel_for_dispatch_key("swa_attn::_native_prefill", key):
         return f"the compiled library has no {key} kernels"
     return None
+
+
+def cpu_level() -> str | None:
+    """The instruction-set level whose CPU kernels run here, or None without the library."""
+    return None if _load_error else torch.ops.swa_attn._native_cpu_level()
 
 
 def lacks(case: object) -> str | None:

@@ -45,12 +45,18 @@ struct PagePool {
 
   // The `dim` elements of one head in one slot.
   char* row(int64_t page_id, int64_t slot, int64_t head) const {
+    return page(page_id, head) + slot * slot_stride(page_id);
+  }
+
+  // Slot 0 of one head in a page; slot i lies `i * slot_stride` further.
+  char* page(int64_t page_id, int64_t head) const {
     if (page_id < num_device_pages) {
-      return device + page_id * device_page_stride + slot * device_slot_stride +
-             head * device_head_stride;
+      return device + page_id * device_page_stride + head * device_head_stride;
     }
-    return host + (page_id - num_device_pages) * host_page_stride + slot * host_slot_stride +
-           head * host_head_stride;
+    return host + (page_id - num_device_pages) * host_page_stride + head * host_head_stride;
+  }
+  int64_t slot_stride(int64_t page_id) const {
+    return page_id < num_device_pages ? device_slot_stride : host_slot_stride;
   }
 };
 

@@ -79,16 +79,26 @@ inline Float tanh(Float x) {
   return x < 0.0f ? -result : result;
 }
 
+// The lanes of v with those a power of two away exchanged.
+template <int kDistance, int... kIndex>
+inline Float exchange(Float v, std::integer_sequence<int, kIndex...>) {
+  return __builtin_shufflevector(v, v, (kIndex ^ kDistance)...);
+}
+
+// Combine all lanes as a tree, always the same one.
+template <int kDistance, class Combine>
+inline Float combine_lanes(Float v, Combine combine) {
+  v = combine(v, exchange<kDistance>(v, std::make_integer_sequence<int, kLanes>{}));
+  if constexpr (kDistance > 1) return combine_lanes<kDistance / 2>(v, combine);
+  return v;
+}
+
 inline float sum(Float v) {
-  float total = 0;
-  for (int i = 0; i < kLanes; ++i) total += v[i];
-  return total;
+  return combine_lanes<kLanes / 2>(v, [](Float a, Float b) { return a + b; })[0];
 }
 
 inline float max(Float v) {
-  float largest = v[0];
-  for (int i = 1; i < kLanes; ++i) largest = v[i] > largest ? v[i] : largest;
-  return largest;
+  return combine_lanes<kLanes / 2>(v, [](Float a, Float b) { return a > b ? a : b; })[0];
 }
 
 // Transpose kLanes x kLanes words by swapping blocks of 1, 2, 4 ... between rows that distance apart.

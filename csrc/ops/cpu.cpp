@@ -260,6 +260,6 @@ STABLE_TORCH_LIBRARY_IMPL(swa_attn, CPU, m) {
   m.impl("_native_copy_pages", TORCH_BOX(&swa::ops::copy_pages));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(swa_attn, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(swa_attn, CompositeImplicitAutograd, m) {
   m.impl("_native_cpu_level", TORCH_BOX(&swa::ops::cpu_level));
 }

@@ -143,10 +143,15 @@ class TileAttention {
       const int64_t index = page * p_.num_kv_heads + tile_.kv_head;
       const float k_scale = p_.k.scale ? p_.k.scale[index] : 1.0f;
       const float v_scale = p_.v.scale ? p_.v.scale[index] : 1.0f;
-      for (const int64_t stop = std::min(last, (logical + 1) * p_.page_size); key < stop; ++key) {
-        const int64_t i = key - tile_start, slot = key - logical * p_.page_size;
-        rows[i] = p_.k.row(page, slot, tile_.kv_head);
-        value_rows[i] = p_.v.row(page, slot, tile_.kv_head);
+      const int64_t k_stride = p_.k.slot_stride(page), v_stride = p_.v.slot_stride(page);
+      const int64_t slot = key - logical * p_.page_size;
+      const char* k = p_.k.page(page, tile_.kv_head) + slot * k_stride;
+      const char* v = p_.v.page(page, tile_.kv_head) + slot * v_stride;
+      const int64_t stop = std::min(last, (logical + 1) * p_.page_size);
+      for (; key < stop; ++key, k += k_stride, v += v_stride) {
+        const int64_t i = key - tile_start;
+        rows[i] = k;
+        value_rows[i] = v;
         k_scales[i] = k_scale;
         v_scales[i] = v_scale;
       }
