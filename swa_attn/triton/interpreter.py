@@ -1,0 +1,25 @@
+"""Triton's interpreter (`TRITON_INTERPRET=1` when this package is first imported): is it on, and what it needs."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _probe():
+    pass
+
+
+INTERPRETED: tl.constexpr = tl.constexpr(not isinstance(_probe, triton.JITFunction))
+
+
+@triton.jit
+def dot(a, b, acc):
+    """acc + a @ b, [M, N] float32. float32 operands are multiplied as float32, not as tf32.
+
+    The interpreter multiplies in float64: NumPy's float32 product rounds a row by its place in the matrix, which would
+    hide whether a kernel is batch invariant, and its bfloat16 arithmetic is wrong.
+    """
+    if INTERPRETED:
+        return acc + tl.dot(a.to(tl.float32).to(tl.float64), b.to(tl.float32).to(tl.float64)).to(tl.float32)
+    else:
+        return tl.dot(a, b, acc, input_precision="ieee")

@@ -1,0 +1,82 @@
+"""Split-KV decode, first launch: the softmax sums of every split of a long range."""
+
+import triton
+import triton.language as tl
+
+from .attend import attend
+from .decode_rows import decode_rows, split_range
+
+
+@triton.jit(do_not_specialize=["q_len", "window"])
+def swa_decode_split(
+    q,  # [num_seqs, q_len, num_q_heads, DK]
+    stride_q_seq,
+    stride_q_token,
+    stride_q_head,
+    k_pages,
+    v_pages,
+    block_table,  # [num_seqs, max_pages]
+    stride_table,
+    seqlens_k,  # [num_seqs]
+    partial_out,  # float32 [num_splits, num_seqs, q_len, num_q_heads, DV], unnormalised
+    partial_max,  # float32 [num_splits, num_seqs, q_len, num_q_heads], in log2 units; -inf: saw no key
+    partial_sum,  # float32 [num_splits, num_seqs, q_len, num_q_heads]
+    q_len,
+    window,
+    score_factor,
+    cap_log2,
+    HAS_SOFTCAP: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    GROUP_SIZE: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    DK: tl.constexpr,
+    DK_HEAD: tl.constexpr,
+    DK_TAIL: tl.constexpr,
+    DV: tl.constexpr,
+    DV_TILE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """One program: the rows of `swa_decode`, over every num_programs(2)-th split. Splits beyond the sequence's last one
+    are not written; `swa_decode_combine` derives the same range from the length and does not read them."""
+    num_kv_heads = k_pages.num_kv_heads
+    i_head = tl.program_id(0) % num_kv_heads
+    i_seq = tl.program_id(1).to(tl.int64)
+    o_token, o_head, m_row, context, first_key, end_key = decode_rows(
+        seqlens_k, i_seq, tl.program_id(0) // num_kv_heads, i_head, q_len, window, GROUP_SIZE, BLOCK_M
+    )
+    first_split, end_split = split_range(context, q_len, window, SPLIT)
+    p_q = q + i_seq * stride_q_seq + o_token * stride_q_token + o_head * stride_q_head
+    o_dim = tl.arange(0, DV_TILE)
+    m_out = m_row[:, None] & (o_dim < DV)[None, :]
+    for i_split in range(first_split + tl.program_id(2), end_split, tl.num_programs(2)):
+        b_acc, b_m, b_l = attend(
+            p_q,
+            m_row,
+            context + o_token,
+            tl.maximum(first_key, i_split * SPLIT),
+            tl.minimum(end_key, (i_split + 1) * SPLIT),
+            k_pages,
+            v_pages,
+            block_table + i_seq * stride_table,
+            i_head,
+            window,
+            score_factor,
+            cap_log2,
+            HAS_SOFTCAP,
+            COMPUTE,
+            PAGE_SIZE,
+            DK,
+            DK_HEAD,
+            DK_TAIL,
+            DV,
+            DV_TILE,
+            BLOCK_M,
+            BLOCK_N,
+        )
+        i_slot = (i_split - first_split) * tl.num_programs(1) + i_seq
+        o_partial = (i_slot * q_len + o_token) * (num_kv_heads * GROUP_SIZE) + o_head
+        tl.store(partial_out + o_partial[:, None] * DV + o_dim[None, :], b_acc, mask=m_out)
+        tl.store(partial_max + o_partial, b_m, mask=m_row)
+        tl.store(partial_sum + o_partial, b_l, mask=m_row)
