@@ -43,7 +43,9 @@ class BuildPython(build_py):
     """Leaves out what a checkout's own build has put into the package folder: the install makes its own."""
 
     def find_data_files(self, package, src_dir):
-        return [f for f in super().find_data_files(package, src_dir) if Path(f).name not in ("_C.so", "_build_info.json")]
+        return [
+            f for f in super().find_data_files(package, src_dir) if Path(f).name not in ("_C.so", "_build_info.json")
+        ]
 
 
 class Wheel(bdist_wheel):

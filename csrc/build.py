@@ -168,7 +168,8 @@ def write_ninja_file(plan: Plan, folder: Path, library: Path) -> None:
         "  deps = gcc",
         "  description = compile $in $isa",
         "rule nvcc",
-        f"  command = $nvcc -MD -MF $out.d {' '.join(NVCC_FLAGS)} {' '.join(defines)} $gencode -I{SOURCE} -c $in -o $out > $out.ptxas 2>&1 || (cat $out.ptxas; false)",
+        f"  command = $nvcc -MD -MF $out.d {' '.join([*NVCC_FLAGS, *defines])} $gencode -I{SOURCE} -c $in -o $out "
+        "> $out.ptxas 2>&1 || (cat $out.ptxas; false)",
         "  depfile = $out.d",
         "  deps = gcc",
         "  description = nvcc $in",
@@ -179,7 +180,10 @@ def write_ninja_file(plan: Plan, folder: Path, library: Path) -> None:
     # --no-as-needed: torch's libtorch.so is an empty stub too, and a linker that drops it would leave the weak CUDA
     # stream symbol unresolved for ever.
     if plan.nvcc:  # nvcc knows where its static runtime lies, even when it is a wrapper script
-        link = "$nvcc -shared -cudart static $in $stubs -Xlinker --no-as-needed,-ltorch,-ltorch_cpu -Xlinker --exclude-libs=ALL,-s -o $out"
+        link = (
+            "$nvcc -shared -cudart static $in $stubs -Xlinker --no-as-needed,-ltorch,-ltorch_cpu "
+            "-Xlinker --exclude-libs=ALL,-s -o $out"
+        )
     else:
         link = "$cxx -shared -s $in $stubs -Wl,--no-as-needed -ltorch -ltorch_cpu -Wl,--exclude-libs=ALL -o $out"
     lines.append(f"  command = {link}")

@@ -95,7 +95,9 @@ def _cache(
         if scale is None:
             continue
         if k_cache.dtype != FP8:
-            args.fail(name, f"None unless the cache is {_names([FP8])}", f"a scale for a {_names([k_cache.dtype])} cache")
+            args.fail(
+                name, f"None unless the cache is {_names([FP8])}", f"a scale for a {_names([k_cache.dtype])} cache"
+            )
         args.tensor(name, scale, [num_pages + num_host_pages, num_kv_heads], [torch.float32], contiguous=True)
 
 
@@ -214,9 +216,7 @@ def _outputs(args: Arguments, q: Tensor, v_cache: Tensor, out: Tensor | None, ls
         args.tensor("lse", lse, list(q.shape[:-1]), [torch.float32], contiguous=True)
 
 
-def check_merge_states(
-    out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, sinks: Tensor | None = None
-) -> None:
+def check_merge_states(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, sinks: Tensor | None = None) -> None:
     args = Arguments("merge_states")
     if out_a.dim() < 2:
         args.fail("out_a", "of shape [..., num_q_heads, v_head_dim]", list(out_a.shape))

@@ -60,7 +60,7 @@ def lacks(name: str, case: Case) -> str | None:
 @functools.cache
 def _choose(forced: str | None, case_of: tuple) -> ModuleType:
     op, device, *rest = case_of
-    reasons = []
+    reasons: list[str] = []
     for name in (forced,) if forced else ORDER.get(device, ("reference",)):
         reason = lacks(name, Case(op, name, device, *rest))
         if reason is None:

@@ -28,7 +28,11 @@ def main(argv: list[str]) -> int:
 def collect() -> dict:
     """Everything the command says, as plain data."""
     return {
-        "versions": {"swa_attn": __version__, "python": platform.python_version(), **_versions("torch", "triton", "numpy")},
+        "versions": {
+            "swa_attn": __version__,
+            "python": platform.python_version(),
+            **_versions("torch", "triton", "numpy"),
+        },
         "build": native.build_record() or {"built": native.LIBRARY.exists(), "reason": "no build has been recorded"},
         "library": native.unavailable() or f"loaded, CPU kernels for {native.cpu_level()}",
         "devices": _devices(),
@@ -70,7 +74,10 @@ def _devices() -> list[str]:
     if not torch.cuda.is_available():
         return [cpu]
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return [cpu, *(f"cuda:{i}: {g.name}, sm_{g.major}{g.minor}, {g.total_memory >> 30} GiB" for i, g in enumerate(gpus))]
+    return [
+        cpu,
+        *(f"cuda:{i}: {g.name}, sm_{g.major}{g.minor}, {g.total_memory >> 30} GiB" for i, g in enumerate(gpus)),
+    ]
 
 
 def format_facts(facts: dict) -> str:

@@ -255,11 +255,11 @@ def decode(
 
 
 def _call_attention(op, where, options, out: Tensor | None, lse: Tensor | None) -> tuple[Tensor, Tensor]:
-    if (out is None) != (lse is None):
+    if out is None and lse is None:
+        return op.default(*where, **options)
+    if out is None or lse is None:
         missing = "out" if out is None else "lse"
         raise ValueError(f"swa_attn.{op.__name__}: {missing} must be given together with the other output, got None")
-    if out is None:
-        return op.default(*where, **options)
     op.out(*where, **options, out=out, lse=lse)
     return out, lse
 

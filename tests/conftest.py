@@ -11,8 +11,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 torch.set_num_threads(int(os.environ.get("SWA_ATTN_TEST_THREADS", "1")))
 
-import swa_attn  # noqa: E402
-from swa_attn import native  # noqa: E402
+import swa_attn
+from swa_attn import native
 
 
 def _unavailable(name: str) -> str | None:

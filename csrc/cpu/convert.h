@@ -54,7 +54,7 @@ inline uint16_t to_float16(float x) {
   const uint32_t u = bits_of(x), sign = (u >> 16) & 0x8000, size = u & 0x7fffffff;
   if (size > 0x7f800000) return uint16_t(sign | 0x7e00 | ((size >> 13) & 0x1ff));
   if (size >= 0x477ff000) return uint16_t(sign | 0x7c00);  // rounds beyond the largest
-  if (size < 0x38800000) {                                 // below the smallest normal: units of 2^-24
+  if (size < 0x38800000) {  // below the smallest normal: units of 2^-24
     return uint16_t(sign | uint32_t(std::nearbyint(float_of(size) * 0x1p24f)));
   }
   return uint16_t(sign | ((size + 0xfff + ((size >> 13) & 1) - ((127 - 15) << 23)) >> 13));

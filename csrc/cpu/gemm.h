@@ -1,7 +1,8 @@
-// The one matrix product of the attention kernels: C[rows, N] (+)= A[rows, K] B[K, N], in registers.
+// The one matrix product of the attention kernels: C[rows, N] (+)= A[rows, K] B[K, N], in
+// registers.
 //
-// Every element of C is one chain of multiply-adds over k in order, whatever `rows` is: which rows are computed together
-// never changes a bit of any of them.
+// Every element of C is one chain of multiply-adds over k in order, whatever `rows` is: which rows
+// are computed together never changes a bit of any of them.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +43,8 @@ struct PairProduct {
 };
 #endif
 
-// A: words [rows, steps] with `a_stride` words per row; B: words [steps, kColumns] with `b_stride`; C: floats.
+// A: words [rows, steps] with `a_stride` words per row; B: words [steps, kColumns] with `b_stride`;
+// C: floats.
 template <class Product, int kRows>
 inline void multiply_block(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride,
                            float* c, int64_t c_stride, int64_t steps, bool accumulate) {
@@ -68,8 +70,8 @@ inline void multiply_block(const uint32_t* a, int64_t a_stride, const uint32_t* 
 
 // C[rows, columns] with rows <= kMaxRows and columns a multiple of kColumns.
 template <class Product>
-inline void multiply(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride, float* c,
-                     int64_t c_stride, int64_t rows, int64_t columns, int64_t steps,
+inline void multiply(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride,
+                     float* c, int64_t c_stride, int64_t rows, int64_t columns, int64_t steps,
                      bool accumulate) {
   for (int64_t n = 0; n < columns; n += kColumns) {
     const auto run = [&](auto block, int64_t at) {

@@ -1,4 +1,5 @@
-// What the CPU kernels are called with: plain structs, no torch. Strides are in bytes unless said otherwise.
+// What the CPU kernels are called with: plain structs, no torch. Strides are in bytes unless said
+// otherwise.
 #pragma once
 
 #include <atomic>
@@ -12,7 +13,8 @@ constexpr int64_t size_of(DType dtype) {
   return dtype == DType::kFloat32 ? 4 : dtype == DType::kFloat8 ? 1 : 2;
 }
 
-// The first page id (or slot, or page index) that names nothing; kernels record it and skip the work.
+// The first page id (or slot, or page index) that names nothing; kernels record it and skip the
+// work.
 struct BadIndex {
   std::atomic<bool> found{false};
   int64_t sequence = 0;  // row of the block table, or position in a list
@@ -30,9 +32,9 @@ struct BadIndex {
 
 // K or V: device pages, and the host pages whose ids follow them.
 struct PagePool {
-  char* device;       // [num_device_pages, page_size, num_kv_heads, dim]
-  char* host;         // [num_host_pages, page_size, num_kv_heads, dim] or null
-  const float* scale; // [num_device_pages + num_host_pages, num_kv_heads] or null
+  char* device;        // [num_device_pages, page_size, num_kv_heads, dim]
+  char* host;          // [num_host_pages, page_size, num_kv_heads, dim] or null
+  const float* scale;  // [num_device_pages + num_host_pages, num_kv_heads] or null
   int64_t num_device_pages, num_host_pages;
   int64_t device_page_stride, device_slot_stride, device_head_stride;
   int64_t host_page_stride, host_slot_stride, host_head_stride;
@@ -62,17 +64,17 @@ struct PagePool {
 
 // Queries of one sequence are rows `first_row(seq) + 0 .. query_len(seq) - 1` of q, out and lse.
 struct AttentionParams {
-  const char* q;   // [rows, num_q_heads, head_dim]
-  char* out;       // [rows, num_q_heads, v_head_dim], dtype of q
-  float* lse;      // [rows, num_q_heads]
+  const char* q;  // [rows, num_q_heads, head_dim]
+  char* out;      // [rows, num_q_heads, v_head_dim], dtype of q
+  float* lse;     // [rows, num_q_heads]
   PagePool k, v;
   const int32_t* block_table;   // [num_seqs, max_pages]
   const int32_t* seqlens_k;     // [num_seqs]
   const int32_t* cu_seqlens_q;  // [num_seqs + 1], or null: every sequence has q_len queries
   const float* sinks;           // [num_q_heads] or null
-  int64_t q_seq_stride, q_token_stride, q_head_stride;        // q_seq_stride: only without cu_seqlens_q
+  int64_t q_seq_stride, q_token_stride, q_head_stride;  // q_seq_stride: only without cu_seqlens_q
   int64_t out_seq_stride, out_token_stride, out_head_stride;
-  int64_t block_table_stride;   // entries
+  int64_t block_table_stride;  // entries
   int64_t q_len, page_size, num_kv_heads, group_size;
   int64_t window;  // visible keys, the query's own included; -1: all
   float softmax_scale, softcap;
@@ -108,7 +110,7 @@ struct CopyParams {
   const int64_t *src_pages, *dst_pages;  // [num_pairs]
   const float* src_scale;                // [num_layers, num_src_pages, num_kv_heads] or null
   float* dst_scale;                      // [num_layers, num_dst_pages, num_kv_heads] or null
-  int64_t src_stride[4], dst_stride[4];              // layer, page, slot, head
+  int64_t src_stride[4], dst_stride[4];  // layer, page, slot, head
   int64_t src_scale_stride[2], dst_scale_stride[2];  // layer, page; in elements
   int64_t num_layers, num_pairs, page_size, num_kv_heads, dim;
   DType src_dtype, dst_dtype;

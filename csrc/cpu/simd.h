@@ -1,4 +1,5 @@
-// Vectors of the level being compiled, in GCC/Clang vector extensions: the compiler maps them to the instruction set.
+// Vectors of the level being compiled, in GCC/Clang vector extensions: the compiler maps them to
+// the instruction set.
 #pragma once
 
 #include <cmath>
@@ -101,13 +102,14 @@ inline float max(Float v) {
   return combine_lanes<kLanes / 2>(v, [](Float a, Float b) { return a > b ? a : b; })[0];
 }
 
-// Transpose kLanes x kLanes words by swapping blocks of 1, 2, 4 ... between rows that distance apart.
+// Transpose kLanes x kLanes words by swapping blocks of 1, 2, 4 ... between rows that distance
+// apart.
 template <int kDistance, int... kIndex>
 inline void swap_blocks(Word& a, Word& b, std::integer_sequence<int, kIndex...>) {
   const Word low = __builtin_shufflevector(
       a, b, ((kIndex & kDistance) ? kLanes + kIndex - kDistance : kIndex)...);
-  const Word high =
-      __builtin_shufflevector(a, b, ((kIndex & kDistance) ? kLanes + kIndex : kIndex + kDistance)...);
+  const Word high = __builtin_shufflevector(
+      a, b, ((kIndex & kDistance) ? kLanes + kIndex : kIndex + kDistance)...);
   a = low;
   b = high;
 }

@@ -1,5 +1,6 @@
-// torch.ops.swa_attn._native_* for CPU tensors: fill the kernels' plain parameters, spread the work over torch's threads.
-// Arguments were checked in Python; what is checked here are values, before or while they are used as indices.
+// torch.ops.swa_attn._native_* for CPU tensors: fill the kernels' plain parameters, spread the work
+// over torch's threads. Arguments were checked in Python; what is checked here are values, before
+// or while they are used as indices.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -21,8 +22,10 @@ using cpu::DType;
 using cpu::PagePool;
 using torch::headeronly::ScalarType;
 
-constexpr int64_t kRowsPerTile = 128;   // query rows (tokens x group) that share a gathered tile of keys
-constexpr int64_t kTokensPerTile = 64;  // bounds the keys outside a row's window that its tile walks over
+constexpr int64_t kRowsPerTile =
+    128;  // query rows (tokens x group) that share a gathered tile of keys
+constexpr int64_t kTokensPerTile =
+    64;  // bounds the keys outside a row's window that its tile walks over
 constexpr int64_t kBytesPerThread = 32768;  // less than this is not worth another thread
 
 DType dtype_of(const Tensor& x) {
@@ -140,7 +143,8 @@ void attention(const char* op, const Tensor& q, const Tensor& k_cache, const Ten
   const auto run = cpu::kernels().attention;
   for_each_piece(int64_t(tiles.size()), [&](int64_t i) { run(p, tiles[size_t(i)], bad); });
   STD_TORCH_CHECK(!bad.found, "IndexError: swa_attn.", op, ": block_table[", bad.sequence, ", ",
-                  bad.position, "] = ", bad.value, " holds a visible key but is not a page id of 0..",
+                  bad.position, "] = ", bad.value,
+                  " holds a visible key but is not a page id of 0..",
                   p.k.num_device_pages + p.k.num_host_pages - 1);
 }
 
@@ -184,9 +188,9 @@ void append_kv(Tensor key, Tensor value, Tensor k_cache, Tensor v_cache, Tensor 
                     " slots of the pools");
   }
   const int64_t token_bytes = p.num_kv_heads * (p.k.dim + p.v.dim) * cpu::size_of(p.dtype);
-  torch::stable::parallel_for(
-      0, num_tokens, grain(token_bytes),
-      [&](int64_t first, int64_t last) { cpu::kernels().append_kv(p, first, last); });
+  torch::stable::parallel_for(0, num_tokens, grain(token_bytes), [&](int64_t first, int64_t last) {
+    cpu::kernels().append_kv(p, first, last);
+  });
 }
 
 void check_pages(const char* name, const int64_t* pages, int64_t count, int64_t num_pages) {
@@ -196,8 +200,8 @@ void check_pages(const char* name, const int64_t* pages, int64_t count, int64_t 
   }
 }
 
-void copy_pages(Tensor src, Tensor dst, Tensor src_pages, Tensor dst_pages, OptionalTensor src_scale,
-                OptionalTensor dst_scale) {
+void copy_pages(Tensor src, Tensor dst, Tensor src_pages, Tensor dst_pages,
+                OptionalTensor src_scale, OptionalTensor dst_scale) {
   cpu::CopyParams p{};
   p.src = bytes(src);
   p.dst = bytes(dst);

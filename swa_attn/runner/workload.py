@@ -11,8 +11,8 @@ from pathlib import Path
 SYSTEM_PROMPT = '''\
 """You are a coding assistant.
 
-The files below belong to the repository the user works on. Every request shows the beginning of a function. Continue it in
-the style of the repository: plain names, short functions, no comments that repeat the code. Stop when the function ends.
+The files below belong to the repository the user works on. Every request shows the first half of a function.
+Continue it in the style of the repository: plain names, short functions, no comments that repeat the code.
 """
 
 '''
@@ -30,7 +30,7 @@ class Workload:
     def prompt(self, user: str, replies: list[str]) -> str:
         """The request of a user's next turn, given the assistant's replies so far."""
         said = self.messages[user]
-        past = "".join(message + reply for message, reply in zip(said, replies))  # one message more than replies
+        past = "".join(message + reply for message, reply in zip(said, replies, strict=False))
         return self.opening + past + said[len(replies)]
 
 
@@ -54,8 +54,8 @@ def repository_context(repo: Path, files: list[Path], budget: int) -> str:
     return text
 
 
-def function_beginnings(repo: Path, files: list[Path], longest: int = 400) -> list[str]:
-    """One task per function worth completing: its header and docstring under the file's path, body to be written."""
+def function_beginnings(repo: Path, files: list[Path], longest: int = 500) -> list[str]:
+    """One task per function worth completing, under its file's path: the first half of its statements, the rest is asked."""
     tasks = []
     for file in files:
         source = _read(file)
@@ -65,11 +65,11 @@ def function_beginnings(repo: Path, files: list[Path], longest: int = 400) -> li
             continue
         lines = source.splitlines(keepends=True)
         for node in ast.walk(tree):
-            if not isinstance(node, ast.FunctionDef) or len(node.body) < 3:
+            if not isinstance(node, ast.FunctionDef) or len(node.body) < 4:
                 continue
-            body = node.body[1] if ast.get_docstring(node) else node.body[0]
-            text = "".join(lines[node.lineno - 1 : body.lineno - 1])
-            if text and len(text.encode()) <= longest:
+            cut = node.body[len(node.body) // 2].lineno - 1
+            text = "".join(lines[node.lineno - 1 : cut])
+            if len(text.encode()) <= longest:
                 tasks.append(f"\n\n# file: {file.relative_to(repo).as_posix()}\n{text}")
     return tasks
 

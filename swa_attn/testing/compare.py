@@ -11,7 +11,9 @@ def oracle(inputs: Inputs, dtype: torch.dtype = torch.float64) -> tuple[Tensor, 
     """The reference's out and lse of a case, computed in `dtype`."""
     options = dict(inputs.options)
     window = options.pop("window")
-    return reference.prefill(*inputs.prefill_args, window=-1 if window is None else window, **options, compute_dtype=dtype)
+    return reference.prefill(
+        *inputs.prefill_args, window=-1 if window is None else window, **options, compute_dtype=dtype
+    )
 
 
 def allowed_error(exact: Tensor, same_precision: Tensor) -> float:

@@ -58,7 +58,9 @@ def test_prefill_page_sizes(backend, case):
 @named(
     [
         replace(BASE, num_q_heads=q, num_kv_heads=kv, window=w)
-        for (q, kv), w in zip([(1, 1), (3, 1), (5, 1), (10, 2), (12, 2), (7, 1), (16, 1), (8, 8), (64, 1)], [8, None] * 5)
+        for (q, kv), w in zip(
+            [(1, 1), (3, 1), (5, 1), (10, 2), (12, 2), (7, 1), (16, 1), (8, 8), (64, 1)], [8, None] * 5
+        )
     ]
 )
 def test_prefill_group_sizes(backend, case):
@@ -102,7 +104,9 @@ def test_prefill_host_pages(backend, case):
     check_prefill(replace(case, seqs=((5, 21), (4, 33))))
 
 
-@named([replace(BASE, softcap=c, score_scale=s, sinks=k) for c in (2.0, 50.0) for s in (1.0, 1e4) for k in (False, True)])
+@named(
+    [replace(BASE, softcap=c, score_scale=s, sinks=k) for c in (2.0, 50.0) for s in (1.0, 1e4) for k in (False, True)]
+)
 def test_prefill_softcap_does_not_overflow(backend, case):
     check_prefill(case)
 
@@ -144,7 +148,9 @@ def test_empty_rows_are_zero_with_lse_minus_infinity(backend, sinks):
         assert_close_to_oracle(inputs, out, lse)
 
 
-@named([replace(BASE, seqs=((t, k), (t, 40)), window=w) for t in (1, 2, 8) for k in (8, 9, 10) for w in (1, 8, 9, None)])
+@named(
+    [replace(BASE, seqs=((t, k), (t, 40)), window=w) for t in (1, 2, 8) for k in (8, 9, 10) for w in (1, 8, 9, None)]
+)
 def test_decode(backend, case):
     check_decode(case)
 
@@ -169,7 +175,13 @@ def test_decode_head_dims(backend, case):
     check_decode(case)
 
 
-@named([replace(BASE, seqs=((1, 21), (1, 33)), layout=x, host=0.5, cache_dtype=c) for x in ("hnd", "packed") for c in (None, FP8)])
+@named(
+    [
+        replace(BASE, seqs=((1, 21), (1, 33)), layout=x, host=0.5, cache_dtype=c)
+        for x in ("hnd", "packed")
+        for c in (None, FP8)
+    ]
+)
 def test_decode_layouts_tiers_and_fp8(backend, case):
     check_decode(case)
 

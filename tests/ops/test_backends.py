@@ -40,9 +40,9 @@ def test_the_first_backend_that_lacks_nothing_runs(monkeypatch, caplog):
 
 
 def test_use_backend_restores_and_refuses_unknown_names():
-    with pytest.raises(ValueError, match="backend must be one of cuda, triton, cpu, reference, got 'gpu'"):
-        with swa_attn.use_backend("gpu"):
-            pass
+    unknown = pytest.raises(ValueError, match="backend must be one of cuda, triton, cpu, reference, got 'gpu'")
+    with unknown, swa_attn.use_backend("gpu"):
+        pass
     with swa_attn.use_backend("reference"):
         assert backends._forced == "reference"
         with swa_attn.use_backend(None):

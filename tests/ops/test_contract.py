@@ -107,7 +107,9 @@ def test_fullgraph_compile_of_a_layer(backend):
 
 def test_inductor_compiles():
     inputs = build(AttentionCase())
-    function = torch.compile(lambda q: swa_attn.prefill(q * 2, *inputs.prefill_args[1:], **inputs.options)[0] + 1, fullgraph=True)
+    function = torch.compile(
+        lambda q: swa_attn.prefill(q * 2, *inputs.prefill_args[1:], **inputs.options)[0] + 1, fullgraph=True
+    )
     with torch.no_grad():
         expected = swa_attn.prefill(inputs.q * 2, *inputs.prefill_args[1:], **inputs.options)[0] + 1
         assert torch.equal(function(inputs.q), expected)
@@ -138,7 +140,12 @@ def test_requires_grad_is_refused(argument):
 
 INT = torch.int32
 ATTENTION_ERRORS = [  # argument, what replaces it (a function of the right one), error, what the message must say
-    ("q", lambda q: q[0], ValueError, r"q must be 3-dimensional \[total_q, num_q_heads, head_dim\], got shape \[4, 16\]"),
+    (
+        "q",
+        lambda q: q[0],
+        ValueError,
+        r"q must be 3-dimensional \[total_q, num_q_heads, head_dim\], got shape \[4, 16\]",
+    ),
     ("q", lambda q: q.double(), TypeError, "q must be float32 or bfloat16 or float16, got float64"),
     ("q", lambda q: q[:, :3], ValueError, "q must be of a multiple of num_kv_heads = 2 query heads, got 3"),
     ("q", lambda q: q.mT.contiguous().mT, ValueError, "q must be contiguous in its last dimension, got strides"),
@@ -163,7 +170,9 @@ ATTENTION_ERRORS = [  # argument, what replaces it (a function of the right one)
 ]
 
 
-@pytest.mark.parametrize("argument, change, error, message", ATTENTION_ERRORS, ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(
+    "argument, change, error, message", ATTENTION_ERRORS, ids=lambda x: x if isinstance(x, str) else ""
+)
 def test_prefill_errors_name_the_argument(argument, change, error, message):
     inputs = build(AttentionCase(seqs=((2, 9), (2, 14))))
     names = ("q", "k_cache", "v_cache", "block_table", "seqlens_k", "cu_seqlens_q")
@@ -191,9 +200,9 @@ def test_fp8_and_host_errors_name_the_argument(argument, change, message):
 def test_decode_errors():
     inputs = build(AttentionCase(seqs=((2, 9), (2, 14))))
     q, *where = inputs.decode_args
-    with pytest.raises(ValueError, match="swa_attn.decode: q must be of q_len 1 to 8 .* got q_len 9"):
+    with pytest.raises(ValueError, match=r"swa_attn.decode: q must be of q_len 1 to 8 .* got q_len 9"):
         swa_attn.decode(q[:, :1].expand(-1, 9, -1, -1), *where)
-    with pytest.raises(ValueError, match="swa_attn.decode: seqlens_k must be of shape"):
+    with pytest.raises(ValueError, match=r"swa_attn.decode: seqlens_k must be of shape"):
         swa_attn.decode(q[:1], *where)
 
 
@@ -208,7 +217,9 @@ def test_page_op_errors():
     (src, dst, src_pages, dst_pages), _ = page_arguments("copy_pages")
     with pytest.raises(ValueError, match="copy_pages: dst_scale must be given when converting"):
         swa_attn.copy_pages(src, dst.to(FP8), src_pages, dst_pages)
-    with pytest.raises(TypeError, match="copy_pages: dst must be float32 or float8_e4m3fn for a float32 src, got float16"):
+    with pytest.raises(
+        TypeError, match="copy_pages: dst must be float32 or float8_e4m3fn for a float32 src, got float16"
+    ):
         swa_attn.copy_pages(src, dst.half(), src_pages, dst_pages)
     (out_a, lse_a, out_b, lse_b), _ = page_arguments("merge_states")
     with pytest.raises(ValueError, match=r"merge_states: lse_b must be of shape \[5, 2\], got \[4, 2\]"):

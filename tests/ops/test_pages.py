@@ -120,7 +120,9 @@ def test_copy_of_a_layer_range(backend):
 
 def test_copy_of_nothing(backend):
     dst = layered(2, 3)
-    swa_attn.copy_pages(layered(2, 3, seed=1), dst, torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    swa_attn.copy_pages(
+        layered(2, 3, seed=1), dst, torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    )
     assert dst.isnan().all()
 
 

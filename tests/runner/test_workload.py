@@ -9,6 +9,7 @@ import os
 
 def first(path):
     """Return the first line."""
+    path = os.fspath(path)
     with open(path) as f:
         line = f.readline()
     return line.strip()
@@ -38,7 +39,7 @@ def test_prompts_share_the_opening_and_grow_by_turns(repo):
     workload = build_workload(repo, users=2, turns=2, context_bytes=10_000)
     assert workload.opening.startswith(SYSTEM_PROMPT) and "# file: pkg/a.py\n" + SOURCE in workload.opening
     first = workload.prompt("user-1", [])
-    assert first.endswith('def first(path):\n    """Return the first line."""\n')
+    assert first.endswith('def first(path):\n    """Return the first line."""\n    path = os.fspath(path)\n')
     second = workload.prompt("user-1", ["    return open(path).readline()\n"])
     assert second.startswith(first + "    return open(path).readline()\n") and len(second) > len(first) + 30
     assert workload.prompt("user-2", []).startswith(workload.opening)

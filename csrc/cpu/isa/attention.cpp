@@ -1,9 +1,11 @@
-// Windowed paged attention of one tile of queries: all query heads of a KV head x some consecutive tokens of a sequence.
+// Windowed paged attention of one tile of queries: all query heads of a KV head x some consecutive
+// tokens of a sequence.
 //
-// Keys are walked in tiles of kTileKeys anchored at absolute positions. A tile's visible keys are gathered once into
-// scratch, K transposed, and multiplied with blocks of query rows; the softmax is online. A key that a row does not see
-// adds an exact zero to that row and a tile of which it sees nothing is skipped, so a row's bits do not depend on the rows
-// it shares the tile with: not on the batch, the chunking or the number of threads. Nothing invisible is ever read.
+// Keys are walked in tiles of kTileKeys anchored at absolute positions. A tile's visible keys are
+// gathered once into scratch, K transposed, and multiplied with blocks of query rows; the softmax
+// is online. A key that a row does not see adds an exact zero to that row and a tile of which it
+// sees nothing is skipped, so a row's bits do not depend on the rows it shares the tile with: not
+// on the batch, the chunking or the number of threads. Nothing invisible is ever read.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -108,13 +110,14 @@ class TileAttention {
     for (int64_t row = 0; row < num_rows_; ++row) {
       const int64_t token = tile_.first_token + row / p_.group_size;
       const int64_t head = tile_.kv_head * p_.group_size + row % p_.group_size;
-      const char* q =
-          p_.q + p_.offset(seq, token, p_.q_seq_stride, p_.q_token_stride) + head * p_.q_head_stride;
+      const char* q = p_.q + p_.offset(seq, token, p_.q_seq_stride, p_.q_token_stride) +
+                      head * p_.q_head_stride;
       load_words(p_.dtype, q, p_.k.dim, 1.0f, queries_ + row * k_steps_);
     }
   }
 
-  // A row of q or K as the product wants it: float32, or its bfloat16 as they are; zeros up to k_steps_.
+  // A row of q or K as the product wants it: float32, or its bfloat16 as they are; zeros up to
+  // k_steps_.
   void load_words(DType dtype, const char* from, int64_t dim, float scale, uint32_t* to) const {
     if constexpr (kPairs) {
       std::memcpy(to, from, size_t(dim) * 2);
@@ -126,7 +129,8 @@ class TileAttention {
     std::fill(filled, end, char(0));
   }
 
-  // K and V of the keys first .. last - 1 into scratch, zeros for the others of the tile. False: a page does not exist.
+  // K and V of the keys first .. last - 1 into scratch, zeros for the others of the tile. False: a
+  // page does not exist.
   bool gather(int64_t tile_start, int64_t first, int64_t last) {
     const char* rows[kTileKeys];
     const char* value_rows[kTileKeys];
@@ -186,7 +190,8 @@ class TileAttention {
     }
   }
 
-  // values_ [kTileKeys / kDepth, v_columns_]: a word holds one float32, or the bfloat16 of two neighbouring keys.
+  // values_ [kTileKeys / kDepth, v_columns_]: a word holds one float32, or the bfloat16 of two
+  // neighbouring keys.
   void load_values(const char* const* rows, const char* const* value_rows, const float* scales) {
     if constexpr (kPairs) {
       static constexpr int64_t kStack = 512;
@@ -194,7 +199,8 @@ class TileAttention {
       for (int64_t i = 0; i < kTileKeys; i += 2) {
         uint32_t* to = values_ + i / 2 * v_columns_;
         for (int64_t at = 0; at < p_.v.dim; at += kStack) {
-          const auto* even = rows[i] ? reinterpret_cast<const uint16_t*>(value_rows[i]) + at : zeros;
+          const auto* even =
+              rows[i] ? reinterpret_cast<const uint16_t*>(value_rows[i]) + at : zeros;
           const auto* odd =
               rows[i + 1] ? reinterpret_cast<const uint16_t*>(value_rows[i + 1]) + at : zeros;
           const int64_t count = std::min(kStack, p_.v.dim - at);
@@ -218,12 +224,12 @@ class TileAttention {
     multiply<Product>(queries_ + row * k_steps_, k_steps_, keys_, kTileKeys, scores_, kTileKeys,
                       count, kTileKeys, k_steps_, false);
     for (int64_t i = 0; i < count; ++i) soften(tile_start, row + i, scores_ + i * kTileKeys, i);
-    multiply<Product>(weights_, kTileKeys / kDepth, values_, v_columns_,
-                      sums_ + row * v_columns_, v_columns_, count, v_columns_, kTileKeys / kDepth,
-                      true);
+    multiply<Product>(weights_, kTileKeys / kDepth, values_, v_columns_, sums_ + row * v_columns_,
+                      v_columns_, count, v_columns_, kTileKeys / kDepth, true);
   }
 
-  // One row's step of the online softmax: scores -> weights_[i], with the row's running state brought up to date.
+  // One row's step of the online softmax: scores -> weights_[i], with the row's running state
+  // brought up to date.
   void soften(int64_t tile_start, int64_t row, float* scores, int64_t i) {
     const int64_t at = position(row);
     const int64_t first = std::max<int64_t>(0, first_visible(at) - tile_start);
@@ -254,7 +260,8 @@ class TileAttention {
     total_[row] = total_[row] * keep + sum(added);
     if (keep != 1.0f) {
       float* sums = sums_ + row * v_columns_;
-      for (int64_t d = 0; d < v_columns_; d += kLanes) store(sums + d, load<Float>(sums + d) * keep);
+      for (int64_t d = 0; d < v_columns_; d += kLanes)
+        store(sums + d, load<Float>(sums + d) * keep);
     }
     if constexpr (kPairs) {
       auto* half = reinterpret_cast<uint16_t*>(weights);
@@ -295,15 +302,15 @@ class TileAttention {
   const AttentionTile& tile_;
   BadIndex& bad_;
   int64_t first_position_, num_rows_, k_steps_, v_columns_;
-  uint32_t* queries_;    // [num_rows_, k_steps_]
-  float* sums_;          // [num_rows_, v_columns_]
-  float* largest_;       // [num_rows_]
-  float* total_;         // [num_rows_]
-  uint32_t* key_rows_;   // [kTileKeys, k_steps_]
-  uint32_t* keys_;       // [k_steps_, kTileKeys]
-  uint32_t* values_;     // [kTileKeys / kDepth, v_columns_]
-  float* scores_;        // [kMaxRows, kTileKeys]
-  uint32_t* weights_;    // [kMaxRows, kTileKeys / kDepth]
+  uint32_t* queries_;   // [num_rows_, k_steps_]
+  float* sums_;         // [num_rows_, v_columns_]
+  float* largest_;      // [num_rows_]
+  float* total_;        // [num_rows_]
+  uint32_t* key_rows_;  // [kTileKeys, k_steps_]
+  uint32_t* keys_;      // [k_steps_, kTileKeys]
+  uint32_t* values_;    // [kTileKeys / kDepth, v_columns_]
+  float* scores_;       // [kMaxRows, kTileKeys]
+  uint32_t* weights_;   // [kMaxRows, kTileKeys / kDepth]
 };
 
 }  // namespace
