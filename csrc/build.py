@@ -74,12 +74,13 @@ def find_nvcc() -> str | None:
 
 
 def find_ninja() -> str:
-    """ninja on PATH, or the one that the `ninja` package ships."""
-    found = shutil.which("ninja")
-    if not found and importlib.util.find_spec("ninja"):
+    """The ninja that the `ninja` package ships, or the one on PATH; always the same one, or it would build all anew."""
+    found = None
+    if importlib.util.find_spec("ninja"):
         import ninja
 
         found = shutil.which("ninja", path=ninja.BIN_DIR)
+    found = found or shutil.which("ninja")
     if not found:
         raise BuildError("ninja was not found: `pip install ninja`, or install it with the system's package manager")
     return found
