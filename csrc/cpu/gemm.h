@@ -30,6 +30,11 @@ struct PlainProduct {
     std::memcpy(&y, &b, sizeof y);
     return x * y + c;
   }
+
+  // A row of float32 as operand A.
+  static void pack(const float* from, int64_t count, uint32_t* to) {
+    std::memcpy(to, from, size_t(count) * 4);
+  }
 };
 
 #ifdef __AVX512BF16__
@@ -39,6 +44,14 @@ struct PairProduct {
   static Float multiply_add(uint32_t a, Word b, Float c) {
     const __m512i x = _mm512_set1_epi32(int(a));
     return Float(_mm512_dpbf16_ps(__m512(c), __m512bh(x), __m512bh(b)));
+  }
+
+  static void pack(const float* from, int64_t count, uint32_t* to) {
+    for (int64_t i = 0; i < count; i += 2 * kLanes) {
+      const __m512 low = __m512(load<Float>(from + i)),
+                   high = __m512(load<Float>(from + i + kLanes));
+      store(to + i / 2, Word(_mm512_cvtne2ps_pbh(high, low)));
+    }
   }
 };
 #endif

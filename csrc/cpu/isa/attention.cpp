@@ -88,12 +88,19 @@ class TileAttention {
     std::fill_n(total_, num_rows_, 0.0f);
     const int64_t begin = first_visible(first_position_);
     const int64_t end = std::max<int64_t>(begin, first_position_ + tile_.num_tokens);
-    for (int64_t key = begin / kTileKeys * kTileKeys; key < end; key += kTileKeys) {
-      const int64_t first = std::max(begin, key), last = std::min(end, key + kTileKeys);
-      if (!gather(key, first, last)) return;
+    int64_t key = begin / kTileKeys * kTileKeys;
+    KeyRows rows, next;
+    if (key < end && !locate(begin, std::min(end, key + kTileKeys), rows)) return;
+    for (; key < end; key += kTileKeys) {
+      // The rows of a head lie far apart, so the hardware does not see the next ones coming.
+      const int64_t next_key = key + kTileKeys;
+      if (next_key < end && !locate(next_key, std::min(end, next_key + kTileKeys), next)) return;
+      load_keys(rows);
+      load_values(rows);
       for (int64_t row = 0; row < num_rows_; row += kMaxRows) {
         attend(key, row, std::min<int64_t>(kMaxRows, num_rows_ - row));
       }
+      rows = next;
     }
     store_results();
   }
@@ -129,14 +136,19 @@ class TileAttention {
     std::fill(filled, end, char(0));
   }
 
-  // K and V of the keys first .. last - 1 into scratch, zeros for the others of the tile. False: a
+  // Where the visible keys of one tile lie; null for the others.
+  struct KeyRows {
+    const char* k[kTileKeys];
+    const char* v[kTileKeys];
+    float k_scale[kTileKeys], v_scale[kTileKeys];
+  };
+
+  // Look up the keys first .. last - 1, which lie in one tile, and start fetching them. False: a
   // page does not exist.
-  bool gather(int64_t tile_start, int64_t first, int64_t last) {
-    const char* rows[kTileKeys];
-    const char* value_rows[kTileKeys];
-    float k_scales[kTileKeys], v_scales[kTileKeys];
+  bool locate(int64_t first, int64_t last, KeyRows& rows) {
     const int32_t* table = p_.block_table + tile_.sequence * p_.block_table_stride;
-    std::fill_n(rows, kTileKeys, nullptr);
+    const int64_t tile_start = first / kTileKeys * kTileKeys;
+    std::fill_n(rows.k, kTileKeys, nullptr);
     for (int64_t key = first; key < last;) {
       const int64_t logical = key / p_.page_size;
       const int64_t page = table[logical];
@@ -154,30 +166,34 @@ class TileAttention {
       const int64_t stop = std::min(last, (logical + 1) * p_.page_size);
       for (; key < stop; ++key, k += k_stride, v += v_stride) {
         const int64_t i = key - tile_start;
-        rows[i] = k;
-        value_rows[i] = v;
-        k_scales[i] = k_scale;
-        v_scales[i] = v_scale;
+        prefetch(k, p_.k.dim * size_of(p_.k.dtype));
+        prefetch(v, p_.v.dim * size_of(p_.v.dtype));
+        rows.k[i] = k;
+        rows.v[i] = v;
+        rows.k_scale[i] = k_scale;
+        rows.v_scale[i] = v_scale;
       }
     }
-    load_keys(rows, k_scales);
-    load_values(rows, value_rows, v_scales);
     return true;
   }
 
+  static void prefetch(const char* row, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
+  }
+
   // keys_ [k_steps_, kTileKeys]: a word holds one float32, or two neighbouring bfloat16 of one key.
-  void load_keys(const char* const* rows, const float* scales) {
+  void load_keys(const KeyRows& rows) {
     const bool direct = (kPairs || p_.k.dtype == DType::kFloat32) && p_.k.dim == k_steps_ * kDepth;
     const uint32_t* words[kTileKeys];
     for (int64_t i = 0; i < kTileKeys; ++i) {
       uint32_t* own = key_rows_ + i * k_steps_;
       words[i] = own;
-      if (!rows[i]) {
+      if (!rows.k[i]) {
         std::fill_n(own, k_steps_, 0u);
       } else if (direct) {
-        words[i] = reinterpret_cast<const uint32_t*>(rows[i]);
+        words[i] = reinterpret_cast<const uint32_t*>(rows.k[i]);
       } else {
-        load_words(p_.k.dtype, rows[i], p_.k.dim, scales[i], own);
+        load_words(p_.k.dtype, rows.k[i], p_.k.dim, rows.k_scale[i], own);
       }
     }
     for (int64_t i = 0; i < kTileKeys; i += kLanes) {
@@ -192,17 +208,16 @@ class TileAttention {
 
   // values_ [kTileKeys / kDepth, v_columns_]: a word holds one float32, or the bfloat16 of two
   // neighbouring keys.
-  void load_values(const char* const* rows, const char* const* value_rows, const float* scales) {
+  void load_values(const KeyRows& rows) {
     if constexpr (kPairs) {
       static constexpr int64_t kStack = 512;
       static const uint16_t zeros[kStack] = {};
       for (int64_t i = 0; i < kTileKeys; i += 2) {
         uint32_t* to = values_ + i / 2 * v_columns_;
         for (int64_t at = 0; at < p_.v.dim; at += kStack) {
-          const auto* even =
-              rows[i] ? reinterpret_cast<const uint16_t*>(value_rows[i]) + at : zeros;
+          const auto* even = rows.k[i] ? reinterpret_cast<const uint16_t*>(rows.v[i]) + at : zeros;
           const auto* odd =
-              rows[i + 1] ? reinterpret_cast<const uint16_t*>(value_rows[i + 1]) + at : zeros;
+              rows.k[i + 1] ? reinterpret_cast<const uint16_t*>(rows.v[i + 1]) + at : zeros;
           const int64_t count = std::min(kStack, p_.v.dim - at);
           for (int64_t d = 0; d < count; ++d) to[at + d] = even[d] | uint32_t(odd[d]) << 16;
         }
@@ -211,8 +226,8 @@ class TileAttention {
     } else {
       for (int64_t i = 0; i < kTileKeys; ++i) {
         auto* to = reinterpret_cast<float*>(values_ + i * v_columns_);
-        if (rows[i]) to_float32(p_.v.dtype, value_rows[i], p_.v.dim, scales[i], to);
-        std::fill(rows[i] ? to + p_.v.dim : to, to + v_columns_, 0.0f);
+        if (rows.k[i]) to_float32(p_.v.dtype, rows.v[i], p_.v.dim, rows.v_scale[i], to);
+        std::fill(rows.k[i] ? to + p_.v.dim : to, to + v_columns_, 0.0f);
       }
     }
   }
@@ -248,7 +263,7 @@ class TileAttention {
       store(scores + j, s);
     }
     const float before = largest_[row], now = std::max(before, max(highest));
-    const float keep = exp_negative(broadcast(before - now))[0];
+    const float keep = before == now ? 1.0f : exp_negative(broadcast(before - now))[0];
     Float added{};
     for (int64_t j = 0; j < kTileKeys; j += kLanes) {
       const Float s = load<Float>(scores + j);
@@ -263,12 +278,7 @@ class TileAttention {
       for (int64_t d = 0; d < v_columns_; d += kLanes)
         store(sums + d, load<Float>(sums + d) * keep);
     }
-    if constexpr (kPairs) {
-      auto* half = reinterpret_cast<uint16_t*>(weights);
-      for (int64_t j = 0; j < kTileKeys; ++j) half[j] = to_bfloat16(scores[j]);
-    } else {
-      std::memcpy(weights, scores, size_t(kTileKeys) * 4);
-    }
+    Product::pack(scores, kTileKeys, weights);
   }
 
   // Which of the lanes j .. of a tile lie in [first, last).
