@@ -25,12 +25,18 @@ def load_build_module():
     return module
 
 
+def build_native(command):
+    """Build beside the Python files that `command` installs, or in place for an editable install."""
+    native = load_build_module()
+    in_place = getattr(command, "inplace", False) or command.editable_mode
+    package = HERE / "swa_attn" if in_place else Path(command.build_lib).resolve() / "swa_attn"
+    record = native.build(MODE, package / native.LIBRARY_NAME, HERE / "build" / "native")
+    print("swa_attn: native library", "built" if record["built"] else f"not built: {record['reason']}")
+
+
 class BuildNative(build_ext):
     def run(self):
-        native = load_build_module()
-        package = HERE / "swa_attn" if self.inplace or self.editable_mode else Path(self.build_lib) / "swa_attn"
-        record = native.build(MODE, package.resolve() / native.LIBRARY_NAME, Path(self.build_temp).resolve() / "native")
-        print("swa_attn: native library", "built" if record["built"] else f"not built: {record['reason']}")
+        build_native(self)
 
     def get_source_files(self):
         return []
@@ -42,6 +48,11 @@ class BuildNative(build_ext):
 class BuildPython(build_py):
     """Leaves out what a checkout's own build has put into the package folder: the install makes its own."""
 
+    def run(self):
+        super().run()
+        if MODE == "none":  # there is no extension then, only the record that says so
+            build_native(self)
+
     def find_data_files(self, package, src_dir):
         return [
             f for f in super().find_data_files(package, src_dir) if Path(f).name not in ("_C.so", "_build_info.json")
@@ -49,10 +60,6 @@ class BuildPython(build_py):
 
 
 class Wheel(bdist_wheel):
-    def finalize_options(self):
-        super().finalize_options()
-        self.root_is_pure = MODE == "none"
-
     def get_tag(self):
         # Neither Python's C API nor unstable libtorch symbols are used: one wheel for every Python and torch >= 2.10.
         return ("py3", "none", "any" if MODE == "none" else super().get_tag()[2])
@@ -63,6 +70,6 @@ for stale in (HERE / "build").glob("lib*"):
     shutil.rmtree(stale, ignore_errors=True)
 
 setup(
-    ext_modules=[Extension("swa_attn._C", [])],
+    ext_modules=[] if MODE == "none" else [Extension("swa_attn._C", [])],
     cmdclass={"build_ext": BuildNative, "build_py": BuildPython, "bdist_wheel": Wheel},
 )
