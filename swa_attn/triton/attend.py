@@ -81,7 +81,7 @@ def attend(
             b_v = from_fp8(b_v)
         if v_pages.scale is not None:
             b_v_scale = load_scales(v_pages, b_page, m_key, i_head)
-            if COMPUTE == tl.float16:  # a small scale would push float16 weights below their range
+            if COMPUTE.is_fp16():  # a small scale would push float16 weights below their range
                 b_v = b_v * b_v_scale[:, None]
             else:
                 b_p = b_p * b_v_scale[None, :]

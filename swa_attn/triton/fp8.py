@@ -20,7 +20,7 @@ def as_kernel_sees(x: Tensor | None, arch: int) -> Tensor | None:
 @triton.jit
 def from_fp8(x):
     """e4m3 values (or their bytes) as float32, exactly."""
-    if x.dtype == tl.uint8:
+    if x.dtype.is_uint8():
         bits = x.to(tl.int16)
         # The same exponent and mantissa bits read as float16 are the value times 2^-8 (the biases are 7 and 15).
         half = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True)
@@ -33,7 +33,7 @@ def from_fp8(x):
 def to_fp8(x, DTYPE: tl.constexpr):
     """float32 to e4m3 (DTYPE float8e4nv, or uint8 for its bytes), clamped to the finite range; NaN stays NaN."""
     b_finite = tl.where(x > FP8_MAX, FP8_MAX, tl.where(x < -FP8_MAX, -FP8_MAX, x))
-    if DTYPE == tl.uint8:
+    if DTYPE.is_uint8():
         magnitude = tl.abs(b_finite)
         bits = magnitude.to(tl.int32, bitcast=True)
         # Normal results: round the mantissa to 3 bits, half to even, and move the exponent's bias from 127 to 7.

@@ -43,10 +43,10 @@ def swa_copy_pages(
         b_x = (from_fp8(b_x) * b_scale[:, None]).to(dst.pool.dtype.element_ty)
     tl.store(row_pointers(dst, i_layer, i_dst, o_slot, o_head, o_dim), b_x, mask=mask)
     if dst.scale is not None:
-        if tl.program_id(2) == 0:
-            o_head = tl.arange(0, BLOCK_H)
-            b_scale = tl.load(scale_pointers(src, i_layer, i_src, o_head), mask=o_head < num_kv_heads)
-            tl.store(scale_pointers(dst, i_layer, i_dst, o_head), b_scale, mask=o_head < num_kv_heads)
+        o_head = tl.arange(0, BLOCK_H)
+        m_head = (o_head < num_kv_heads) & (tl.program_id(2) == 0)
+        b_scale = tl.load(scale_pointers(src, i_layer, i_src, o_head), mask=m_head)
+        tl.store(scale_pointers(dst, i_layer, i_dst, o_head), b_scale, mask=m_head)
 
 
 def copy_pages(

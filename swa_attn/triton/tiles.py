@@ -51,4 +51,5 @@ def decode_tile(arch: int, head_dim: int, v_head_dim: int, q_itemsize: int, grou
     wide = dim > 192
     block_m = 16 if group_size <= 4 else 32 if group_size <= 32 else 64
     num_warps = 4 if dim <= 64 and block_m < 64 else 8
-    return Tile(block_m, 32 if wide else 64, num_warps, 3 if wide and arch < 90 else 5)
+    block_n = 64 if not wide else 32 if arch >= 90 else 16
+    return Tile(block_m, block_n, num_warps, 5)
