@@ -11,7 +11,11 @@ COMMANDS = {
 
 def main(argv: list[str]) -> int:
     if argv and argv[0] in COMMANDS:
-        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+        try:
+            return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            return 130  # what a shell expects of a program ended by Ctrl-C
     print("usage: python -m swa_attn COMMAND [options]\n\ncommands:")
     for name, (_, summary) in COMMANDS.items():
         print(f"  {name:<8} {summary}")

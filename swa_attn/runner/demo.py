@@ -132,11 +132,12 @@ def run_session(engine: Engine, workload: Workload, max_tokens: int, say: object
 
 
 class _Printer:
-    """Shows one request's completion as it streams, after the end of its prompt."""
+    """Shows one request's completion as it streams, after the end of its prompt; bold where there is a terminal."""
 
     def __init__(self, message: str) -> None:
         self.bytes = ByteStream()
-        sys.stdout.write(message.rstrip("\n").replace("\n", "\n  ").lstrip("\n") + "\n  \033[1m")
+        self.bold, self.plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
+        sys.stdout.write(message.strip("\n").replace("\n", "\n  ") + f"\n  {self.bold}")
 
     def __call__(self, index: int, token: int) -> None:
         if index == 0:
@@ -144,7 +145,7 @@ class _Printer:
             sys.stdout.flush()
 
     def close(self) -> None:
-        sys.stdout.write("\033[0m\n")
+        sys.stdout.write(f"{self.plain}\n")
 
 
 def report(

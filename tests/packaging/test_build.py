@@ -54,7 +54,7 @@ def test_cpu_without_a_compiler_fails(build, tmp_path, monkeypatch):
 def test_missing_torch_is_one_sentence(build, tmp_path, monkeypatch):
     monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(build.sysconfig, "get_path", lambda key: str(tmp_path))
-    with pytest.raises(build.BuildError, match="install torch first, then `pip install --no-build-isolation .`"):
+    with pytest.raises(build.BuildError, match=r"install torch first, then `pip install --no-build-isolation \.`"):
         build.find_torch_include()
 
 

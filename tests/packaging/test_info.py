@@ -57,3 +57,12 @@ def test_help(arguments, code, capsys):
 def test_native_kernels_take_their_own_device():
     case = backends.Case("decode", "cpu", "cuda", None)
     assert native.lacks(case) == "its kernels take cpu tensors, got cuda"
+
+
+def test_an_interrupt_is_one_line(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(info, "main", interrupted)
+    assert __main__.main(["info"]) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
