@@ -44,7 +44,7 @@ def swa_copy_pages(
     tl.store(row_pointers(dst, i_layer, i_dst, o_slot, o_head, o_dim), b_x, mask=mask)
     if dst.scale is not None:
         o_head = tl.arange(0, BLOCK_H)
-        m_head = (o_head < num_kv_heads) & (tl.program_id(2) == 0)
+        m_head = o_head < tl.where(tl.program_id(2) == 0, num_kv_heads, 0)
         b_scale = tl.load(scale_pointers(src, i_layer, i_src, o_head), mask=m_head)
         tl.store(scale_pointers(dst, i_layer, i_dst, o_head), b_scale, mask=m_head)
 

@@ -123,7 +123,7 @@ def decode(
     num_seqs, q_len, num_q_heads, head_dim = q.shape
     _, page_size, num_kv_heads, v_head_dim = v_cache.shape
     group_size = num_q_heads // num_kv_heads
-    tile = decode_tile(target, head_dim, v_head_dim, q.element_size(), group_size)
+    tile = decode_tile(target, head_dim, v_head_dim, q.element_size(), k_cache.element_size(), group_size)
     num_row_blocks = triton.cdiv(q_len * group_size, tile.block_m)
     k_cache, v_cache, k_host_cache, v_host_cache = (
         as_kernel_sees(x, target) for x in (k_cache, v_cache, k_host_cache, v_host_cache)

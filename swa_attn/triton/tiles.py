@@ -42,7 +42,9 @@ def prefill_tile(arch: int, head_dim: int, v_head_dim: int, q_itemsize: int, cac
     return Tile(64, 64, 8, 3) if wide else Tile(128, 64, 8, 5)
 
 
-def decode_tile(arch: int, head_dim: int, v_head_dim: int, q_itemsize: int, group_size: int) -> Tile:
+def decode_tile(
+    arch: int, head_dim: int, v_head_dim: int, q_itemsize: int, cache_itemsize: int, group_size: int
+) -> Tile:
     """block_m does not depend on the number of tokens, so that a token's bits do not either. It holds 4 tokens or more
     of the usual groups: speculative tokens then share the keys that are loaded."""
     if q_itemsize == 4:
@@ -51,5 +53,5 @@ def decode_tile(arch: int, head_dim: int, v_head_dim: int, q_itemsize: int, grou
     wide = dim > 192
     block_m = 16 if group_size <= 4 else 32 if group_size <= 32 else 64
     num_warps = 4 if dim <= 64 and block_m < 64 else 8
-    block_n = 64 if not wide else 32 if arch >= 90 else 16
+    block_n = 64 if not wide else 16 if arch < 90 and cache_itemsize == 2 else 32
     return Tile(block_m, block_n, num_warps, 5)

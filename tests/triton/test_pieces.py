@@ -139,7 +139,7 @@ def test_tiles_divide_splits_and_hold_what_a_dot_needs():
         for q_itemsize, cache_itemsize in ((2, 2), (2, 1), (4, 4), (4, 1)):
             for tile in (
                 tiles.prefill_tile(arch, dim, dim, q_itemsize, cache_itemsize),
-                tiles.decode_tile(arch, dim, dim, q_itemsize, group),
+                tiles.decode_tile(arch, dim, dim, q_itemsize, cache_itemsize, group),
             ):
                 assert tiles.SPLIT % tile.block_n == 0
                 assert tile.block_m >= 16 and tile.block_n >= 16
