@@ -116,8 +116,9 @@ def build(case: AttentionCase, *, tight: bool = True, page_order_seed: int | Non
     shape = (case.page_size, case.num_kv_heads, case.head_dim)
     nan = float("nan")
     pools = [empty_pool((num_device, *shape), case.v_head_dim, case.layout, cache_dtype, nan)]
-    if num_host:
-        pools.append(empty_pool((num_host, *shape), case.v_head_dim, case.layout, cache_dtype, nan))
+    if num_host:  # laid out unlike the device pool, so that neither's strides can stand in for the other's
+        other = "nhd" if case.layout == "padded" else "padded"
+        pools.append(empty_pool((num_host, *shape), case.v_head_dim, other, cache_dtype, nan))
     scales = [torch.full((num_pages, case.num_kv_heads), nan) for _ in range(2)] if cache_dtype == FP8 else None
 
     ids = torch.randperm(num_pages, generator=order).tolist()
