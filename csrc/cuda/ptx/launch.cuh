@@ -1,0 +1,59 @@
+// Launching a kernel: the host code is the same for a card and for the emulator.
+#pragma once
+#include "cuda/ptx/platform.cuh"
+#if SWA_EMULATED
+#include "emulation/launch.hpp"
+#else
+#include <cuda_runtime.h>
+#endif
+
+namespace swa::ptx {
+
+#if SWA_EMULATED
+using Dim3 = emu::Dim3;
+using Stream = void*;
+using Error = int;
+#else
+using Dim3 = dim3;
+using Stream = cudaStream_t;
+using Error = cudaError_t;
+#endif
+
+struct LaunchConfig {
+  Dim3 grid, block;
+  size_t smem_bytes = 0;
+  unsigned cluster = 1;  // CTAs per cluster, along x
+  Stream stream = nullptr;
+};
+
+// Returns what CUDA says about the launch, 0 (cudaSuccess) if it went well. In emulation the kernel
+// has run when this returns, and what it did wrong is in the session's reports.
+template <class... Params, class... Arguments>
+Error launch(const LaunchConfig& config, void (*kernel)(Params...), Arguments... arguments) {
+#if SWA_EMULATED
+  emu::launch({config.grid, config.block, config.smem_bytes, config.cluster},
+              [kernel, arguments...] { kernel(arguments...); });
+  return 0;
+#else
+  constexpr size_t kDefaultSmemBytes = 48 << 10;
+  if (config.smem_bytes > kDefaultSmemBytes) {
+    const Error error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             int(config.smem_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = config.cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t launch_config = {};
+  launch_config.gridDim = config.grid;
+  launch_config.blockDim = config.block;
+  launch_config.dynamicSmemBytes = config.smem_bytes;
+  launch_config.stream = config.stream;
+  launch_config.attrs = &attribute;
+  launch_config.numAttrs = config.cluster > 1 ? 1 : 0;
+  return cudaLaunchKernelEx(&launch_config, kernel, Params(arguments)...);
+#endif
+}
+
+}  // namespace swa::ptx

@@ -1,0 +1,26 @@
+// setmaxnreg (sm_90a): moves registers between the warpgroups of a block.
+#pragma once
+#include "cuda/ptx/platform.cuh"
+
+namespace swa::ptx {
+
+template <int kCount>
+constexpr bool kValidRegisterCount = kCount % 8 == 0 && kCount >= 24 && kCount <= 256;
+
+template <int kCount>
+SWA_DEVICE void set_max_registers_up() {
+  static_assert(kValidRegisterCount<kCount>, "a multiple of 8 in 24..256");
+#if !SWA_EMULATED
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+#endif
+}
+
+template <int kCount>
+SWA_DEVICE void set_max_registers_down() {
+  static_assert(kValidRegisterCount<kCount>, "a multiple of 8 in 24..256");
+#if !SWA_EMULATED
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+#endif
+}
+
+}  // namespace swa::ptx
