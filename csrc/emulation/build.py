@@ -31,8 +31,8 @@ HEADERS = ("*.hpp", "*.h", "*.cuh", "*.inc")
 # -fno-gnu-unique: inline variables of several such modules in one process must not be merged.
 FLAGS = ["-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-fno-gnu-unique", "-Wall", "-Wextra"]
 FLAGS += ["-Wno-psabi", "-Wno-unknown-pragmas"]
-CORE_FLAGS = ["-O2"]  # where the time goes: matrix arithmetic, shadow memory, switching
-KERNEL_FLAGS = ["-O1"]
+CORE_FLAGS = ["-O3"]  # where the time goes: matrix arithmetic, shadow memory, switching
+KERNEL_FLAGS = ["-O2"]
 
 
 def _package_build() -> ModuleType:

@@ -102,6 +102,9 @@ extern "C" void swa_emu_entry();
 namespace swa::emu {
 
 void fiber_make(Fiber& fiber, char* low, size_t size, void (*entry)(void*), void* argument) {
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(low, size);  // frames of an abandoned fiber leave poison behind
+#endif
   const auto top = (reinterpret_cast<uintptr_t>(low) + size) & ~uintptr_t(15);
 #if defined(__x86_64__)
   // From the top: two words that keep the stack 16-aligned at the call, the return address, rbp rbx
@@ -123,7 +126,6 @@ void fiber_make(Fiber& fiber, char* low, size_t size, void (*entry)(void*), void
   fiber.bottom = low;
   fiber.size = size;
   fiber.fake_stack = nullptr;
-  __asan_unpoison_memory_region(low, size);  // frames of an abandoned fiber leave poison behind
 #endif
 }
 

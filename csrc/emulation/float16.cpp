@@ -24,8 +24,6 @@ constexpr uint32_t kFp16SmallestNormal = 0x38800000;  // 2^-14
 
 }  // namespace
 
-float bf16_to_float(uint16_t bits) { return float_of(uint32_t(bits) << 16); }
-
 uint16_t float_to_bf16(float value) {
   const uint32_t u = bits_of(value);
   if ((u & 0x7fffffff) > kFloatInfinity) return kNan;

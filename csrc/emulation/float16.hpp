@@ -2,12 +2,18 @@
 // canonical 0x7fff.
 #pragma once
 #include <cstdint>
+#include <cstring>
 
 namespace swa::emu {
 
 enum class Half { kBf16, kFp16 };
 
-float bf16_to_float(uint16_t bits);
+inline float bf16_to_float(uint16_t bits) {
+  const uint32_t wide = uint32_t(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof value);
+  return value;
+}
 uint16_t float_to_bf16(float value);
 float fp16_to_float(uint16_t bits);
 uint16_t float_to_fp16(float value);

@@ -88,44 +88,47 @@ void stmatrix(int num_matrices, Transpose transpose, uint32_t row_address,
   });
 }
 
-void accumulate(const float (*a)[16], const float* b, float* c, int n, int ld) {
-  for (int i = 0; i < 16; ++i)
-    for (int k = 0; k < 16; ++k) {
-      const float value = a[i][k];
-      for (int j = 0; j < n; ++j) c[i * ld + j] += value * b[k * ld + j];
+namespace {
+
+struct MmaArgument {
+  float* d;
+  const uint32_t *a, *b;
+};
+
+template <Half kType>
+void multiply(const Collective& c) {
+  float a[16][16], b[16][8], d[16][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const MmaArgument& x = c.of<MmaArgument>(lane);
+    for (int r = 0; r < 4; ++r)
+      for (int h = 0; h < 2; ++h) {
+        const FragmentPosition p = a_fragment(lane, r);
+        a[p.row][p.column + h] = half_to_float(uint16_t(x.a[r] >> (16 * h)), kType);
+      }
+    for (int r = 0; r < 2; ++r)
+      for (int h = 0; h < 2; ++h)
+        b[lane % 4 * 2 + h + 8 * r][lane / 4] = half_to_float(uint16_t(x.b[r] >> (16 * h)), kType);
+    for (int i = 0; i < 4; ++i) {
+      const FragmentPosition p = accumulator(lane, i);
+      d[p.row][p.column] = x.d[i];
+    }
+  }
+  accumulate(a, b[0], d[0], 8, 8);
+  for (int lane = 0; lane < 32; ++lane)
+    for (int i = 0; i < 4; ++i) {
+      const FragmentPosition p = accumulator(lane, i);
+      c.of<MmaArgument>(lane).d[i] = d[p.row][p.column];
     }
 }
 
+}  // namespace
+
 void mma_m16n8k16(Half type, float* d, const uint32_t* a, const uint32_t* b, Loc loc) {
-  struct Argument {
-    float* d;
-    const uint32_t *a, *b;
-  } argument{d, a, b};
+  MmaArgument argument{d, a, b};
   collective("mma.m16n8k16", kFullMask, argument, loc, Aligned::kYes, [&](Collective& c, Warp&) {
     machine().counts.add(Tally::kMma);
     machine().counts.add(Tally::kMmaMacs, 16 * 8 * 16);
-    float A[16][16], B[16][8], D[16][8];
-    for (int lane = 0; lane < 32; ++lane) {
-      const Argument& x = c.of<Argument>(lane);
-      for (int r = 0; r < 4; ++r)
-        for (int h = 0; h < 2; ++h) {
-          const FragmentPosition p = a_fragment(lane, r);
-          A[p.row][p.column + h] = half_to_float(uint16_t(x.a[r] >> (16 * h)), type);
-        }
-      for (int r = 0; r < 2; ++r)
-        for (int h = 0; h < 2; ++h)
-          B[lane % 4 * 2 + h + 8 * r][lane / 4] = half_to_float(uint16_t(x.b[r] >> (16 * h)), type);
-      for (int i = 0; i < 4; ++i) {
-        const FragmentPosition p = accumulator(lane, i);
-        D[p.row][p.column] = x.d[i];
-      }
-    }
-    accumulate(A, B[0], D[0], 8, 8);
-    for (int lane = 0; lane < 32; ++lane)
-      for (int i = 0; i < 4; ++i) {
-        const FragmentPosition p = accumulator(lane, i);
-        c.of<Argument>(lane).d[i] = D[p.row][p.column];
-      }
+    type == Half::kBf16 ? multiply<Half::kBf16>(c) : multiply<Half::kFp16>(c);
   });
 }
 

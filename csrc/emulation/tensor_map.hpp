@@ -25,7 +25,8 @@ constexpr uint32_t swizzled(uint32_t address, Swizzle s) {
   return address ^ (((address >> 7) & mask) << 4);
 }
 
-struct alignas(64) TensorMap {
+// CUtensorMap is aligned to 64; arguments passed by value keep at most 16 on aarch64.
+struct alignas(16) TensorMap {
   uint64_t magic, base;
   uint64_t stride[4];  // bytes, of dimensions 1..4
   uint32_t size[5];

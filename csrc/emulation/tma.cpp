@@ -88,7 +88,6 @@ void check_arguments(int rank, uint32_t dst, const TensorMap* map, Loc loc) {
     fail(Kind::kInvalid, loc,
          format("TMA load at %s: %dd instruction with a rank-%d tensor map", at.c_str(), rank,
                 map->rank));
-  check_aligned(reinterpret_cast<uintptr_t>(map), 64, "tensor map", loc);
   check_aligned(local_address(dst), 128, "TMA destination", loc);
   const uint32_t repeat = swizzle_repeat_bytes(Swizzle(map->swizzle));
   if (local_address(dst) % repeat)

@@ -36,8 +36,8 @@ def plain(tmp_path_factory):
 def test_the_driver_agrees_with_the_other_tests(plain):
     lines = plain.splitlines()
     assert sum(line.startswith("detector/") for line in lines) > 300
-    attention = [line for line in lines if line.startswith("fa_sm")]
-    assert len(attention) == 6 and len({line.split(":")[1].split("bytes")[0] for line in attention}) == 2
+    results = {line.split(" result ")[1].split()[0] for line in lines if line.startswith("fa_sm")}
+    assert len(results) == 1  # both kernels, every schedule: the inputs are such that no sum is rounded differently
     assert any(line.startswith("detector/two_warps_write_one_word: write-after-write@") for line in lines)
 
 
