@@ -68,7 +68,7 @@ class TileAttention {
     v_columns_ = round_up(p.v.dim, kColumns);
     static thread_local Scratch scratch;
     const int64_t words = num_rows_ * (k_steps_ + v_columns_ + 2) + kTileKeys * (k_steps_ * 2) +
-                          kTileKeys * v_columns_ * 2 + kMaxRows * kTileKeys * 2;
+                          kTileKeys * v_columns_ * 3 + kMaxRows * kTileKeys * 2;
     scratch.reserve(words * 4 + 16 * 64);
     queries_ = scratch.take<uint32_t>(num_rows_ * k_steps_);
     sums_ = scratch.take<float>(num_rows_ * v_columns_);
@@ -77,6 +77,7 @@ class TileAttention {
     key_rows_ = scratch.take<uint32_t>(kTileKeys * k_steps_);
     keys_ = scratch.take<uint32_t>(k_steps_ * kTileKeys);
     values_ = scratch.take<uint32_t>(kTileKeys / kDepth * v_columns_);
+    masked_values_ = scratch.take<uint32_t>(kTileKeys / kDepth * v_columns_);
     scores_ = scratch.take<float>(kMaxRows * kTileKeys);
     weights_ = scratch.take<uint32_t>(kMaxRows * kTileKeys);
   }
@@ -97,6 +98,7 @@ class TileAttention {
       if (next_key < end && !locate(next_key, std::min(end, next_key + kTileKeys), next)) return;
       load_keys(rows);
       load_values(rows);
+      values_finite_ = all_finite(values_, kTileKeys / kDepth * v_columns_);
       for (int64_t row = 0; row < num_rows_; row += kMaxRows) {
         attend(key, row, std::min<int64_t>(kMaxRows, num_rows_ - row));
       }
@@ -239,8 +241,43 @@ class TileAttention {
     multiply<Product>(queries_ + row * k_steps_, k_steps_, keys_, kTileKeys, scores_, kTileKeys,
                       count, kTileKeys, k_steps_, false);
     for (int64_t i = 0; i < count; ++i) soften(tile_start, row + i, scores_ + i * kTileKeys, i);
-    multiply<Product>(weights_, kTileKeys / kDepth, values_, v_columns_, sums_ + row * v_columns_,
-                      v_columns_, count, v_columns_, kTileKeys / kDepth, true);
+    if (values_finite_) {
+      multiply<Product>(weights_, kTileKeys / kDepth, values_, v_columns_, sums_ + row * v_columns_,
+                        v_columns_, count, v_columns_, kTileKeys / kDepth, true);
+      return;
+    }
+    // 0 x NaN is NaN: a row must not meet a value that only other rows of the block see.
+    for (int64_t i = 0; i < count; ++i) {
+      mask_values(tile_start, row + i);
+      multiply<Product>(weights_ + i * (kTileKeys / kDepth), kTileKeys / kDepth, masked_values_,
+                        v_columns_, sums_ + (row + i) * v_columns_, v_columns_, 1, v_columns_,
+                        kTileKeys / kDepth, true);
+    }
+  }
+
+  static bool all_finite(const uint32_t* words, int64_t count) {
+    const auto special = [](uint32_t word, uint32_t exponent) {
+      return (word & exponent) == exponent;
+    };
+    bool found = false;
+    for (int64_t i = 0; i < count; ++i) {
+      found |= special(words[i], 0x7f800000u) | (kPairs && special(words[i], 0x7f80u));
+    }
+    return !found;
+  }
+
+  // masked_values_ = values_ with zeros for the keys that `row` does not see.
+  void mask_values(int64_t tile_start, int64_t row) {
+    const int64_t first = first_visible(position(row)) - tile_start,
+                  last = position(row) + 1 - tile_start;
+    const auto sees = [&](int64_t key) { return first <= key && key < last; };
+    for (int64_t i = 0; i < kTileKeys / kDepth; ++i) {
+      uint32_t keep = sees(i * kDepth) ? ~0u : 0u;
+      if (kPairs) keep = (keep & 0xffffu) | (sees(i * kDepth + 1) ? 0xffff0000u : 0u);
+      for (int64_t d = 0; d < v_columns_; ++d) {
+        masked_values_[i * v_columns_ + d] = values_[i * v_columns_ + d] & keep;
+      }
+    }
   }
 
   // One row's step of the online softmax: scores -> weights_[i], with the row's running state
@@ -295,7 +332,7 @@ class TileAttention {
       const int64_t head = tile_.kv_head * p_.group_size + row % p_.group_size;
       float* sums = sums_ + row * v_columns_;
       float lse = kMinusInfinity;
-      if (total_[row] > 0) {
+      if (total_[row] != 0) {  // NaN included: it must show
         lse = largest_[row] + std::log(total_[row]);
         const float sink = p_.sinks ? std::exp(p_.sinks[head] - largest_[row]) : 0.0f;
         const float factor = 1.0f / (total_[row] + sink);
@@ -312,15 +349,17 @@ class TileAttention {
   const AttentionTile& tile_;
   BadIndex& bad_;
   int64_t first_position_, num_rows_, k_steps_, v_columns_;
-  uint32_t* queries_;   // [num_rows_, k_steps_]
-  float* sums_;         // [num_rows_, v_columns_]
-  float* largest_;      // [num_rows_]
-  float* total_;        // [num_rows_]
-  uint32_t* key_rows_;  // [kTileKeys, k_steps_]
-  uint32_t* keys_;      // [k_steps_, kTileKeys]
-  uint32_t* values_;    // [kTileKeys / kDepth, v_columns_]
-  float* scores_;       // [kMaxRows, kTileKeys]
-  uint32_t* weights_;   // [kMaxRows, kTileKeys / kDepth]
+  uint32_t* queries_;        // [num_rows_, k_steps_]
+  float* sums_;              // [num_rows_, v_columns_]
+  float* largest_;           // [num_rows_]
+  float* total_;             // [num_rows_]
+  uint32_t* key_rows_;       // [kTileKeys, k_steps_]
+  uint32_t* keys_;           // [k_steps_, kTileKeys]
+  uint32_t* values_;         // [kTileKeys / kDepth, v_columns_]
+  uint32_t* masked_values_;  // the same, for one row
+  bool values_finite_ = true;
+  float* scores_;      // [kMaxRows, kTileKeys]
+  uint32_t* weights_;  // [kMaxRows, kTileKeys / kDepth]
 };
 
 }  // namespace
