@@ -57,7 +57,7 @@ class Arguments:
             )
         if host:
             if x.device.type != "cpu" and x.device != self.device:
-                self.fail(name, "on the CPU (pinned when the op runs on a GPU)", x.device)
+                self.fail(name, f"on {self.device} like {self.device_of}, or on the CPU (pinned for a GPU)", x.device)
         elif self.device is None:
             self.device, self.device_of = x.device, name
         elif x.device != self.device:
@@ -238,6 +238,9 @@ def check_copy_pages(
     dst_scale: Tensor | None = None,
 ) -> None:
     args = Arguments("copy_pages")
+    # The op runs where the one pool that is not on the host lies; everything else is there or on the host.
+    pool = src if src.device.type != "cpu" else dst
+    args.device, args.device_of = pool.device, "src" if pool is src else "dst"
     args.tensor("src_pages", src_pages, ["num_pairs"], [torch.int64], contiguous=True, host=True)
     args.tensor("dst_pages", dst_pages, [src_pages.shape[0]], [torch.int64], contiguous=True, host=True)
     args.tensor("src", src, ["num_layers", "num_pages", "page_size", "num_kv_heads", "dim"], [*FLOATS, FP8], host=True)

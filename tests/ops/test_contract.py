@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import swa_attn
-from swa_attn import ops
+from swa_attn import _checks, ops
 from swa_attn.testing import AttentionCase, build
 
 FP8 = torch.float8_e4m3fn
@@ -224,6 +224,20 @@ def test_page_op_errors():
     (out_a, lse_a, out_b, lse_b), _ = page_arguments("merge_states")
     with pytest.raises(ValueError, match=r"merge_states: lse_b must be of shape \[5, 2\], got \[4, 2\]"):
         swa_attn.merge_states(out_a, lse_a, out_b, lse_b[:4])
+
+
+@pytest.mark.parametrize("src_on, dst_on", [("meta", "meta"), ("meta", "cpu"), ("cpu", "meta")])
+def test_copy_pages_takes_pools_of_two_tiers(src_on, dst_on):
+    """Meta stands in for a GPU, which the argument checks cannot tell from it; page lists may be on either side."""
+    (src, dst, *pages), _ = page_arguments("copy_pages")
+    for pages_on in ("cpu", "meta"):
+        _checks.check_copy_pages(src.to(src_on), dst.to(dst_on), *(p.to(pages_on) for p in pages))
+
+
+def test_copy_pages_on_the_cpu_refuses_lists_elsewhere():
+    (src, dst, src_pages, dst_pages), _ = page_arguments("copy_pages")
+    with pytest.raises(ValueError, match=r"copy_pages: src_pages must be on cpu like dst, or on the CPU .* got meta"):
+        _checks.check_copy_pages(src, dst, src_pages.to("meta"), dst_pages)
 
 
 def test_two_windows_in_one_process(backend):
