@@ -17,7 +17,7 @@ def decode_rows(seqlens_k, i_seq, i_block, i_head, q_len, window, GROUP_SIZE: tl
     context = tl.load(seqlens_k + i_seq) - q_len
     first_key = tl.maximum(0, context + first_row // GROUP_SIZE - window + 1)
     end_key = context + (end_row - 1) // GROUP_SIZE + 1
-    o_head = i_head * GROUP_SIZE + o_row % GROUP_SIZE
+    o_head = (i_head * GROUP_SIZE + o_row % GROUP_SIZE).to(tl.int64)
     return o_row // GROUP_SIZE, o_head, o_row < end_row, context, first_key, end_key
 
 

@@ -53,6 +53,7 @@ def slot_pointers(pages, b_page, o_slot, i_head, o_dim):
     """Pointers to elements o_dim of one head's slots, [N, D]. Offsets have 64 bits: pools may exceed 2^31 elements."""
     b_page = b_page.to(tl.int64)
     o_slot = o_slot.to(tl.int64)
+    i_head = i_head.to(tl.int64)
     p_slot = pages.cache + b_page * pages.stride_page + o_slot * pages.stride_slot + i_head * pages.stride_head
     p_slot = p_slot[:, None] + o_dim[None, :]
     if pages.host_cache is not None:

@@ -56,7 +56,7 @@ def swa_append_kv(
     num_kv_heads = k_pages.num_kv_heads
     o_row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     i_token = (o_row // num_kv_heads).to(tl.int64)
-    o_head = o_row % num_kv_heads
+    o_head = (o_row % num_kv_heads).to(tl.int64)
     b_slot = tl.load(slot_mapping + i_token, mask=i_token < num_tokens, other=-1)
     m_row = b_slot >= 0
     b_page = b_slot // PAGE_SIZE

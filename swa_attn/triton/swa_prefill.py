@@ -64,7 +64,7 @@ def swa_prefill(
     o_row = first_row + tl.arange(0, BLOCK_M)
     m_row = o_row < end_row
     o_token = o_row // GROUP_SIZE
-    o_head = i_head * GROUP_SIZE + o_row % GROUP_SIZE
+    o_head = (i_head * GROUP_SIZE + o_row % GROUP_SIZE).to(tl.int64)
     context = tl.load(seqlens_k + i_seq) - q_len  # negative when there are more queries than keys
     first_key = tl.maximum(0, context + first_row // GROUP_SIZE - window + 1)
     end_key = context + (end_row - 1) // GROUP_SIZE + 1
