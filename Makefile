@@ -40,7 +40,7 @@ test: $(VENV)/.test build
 test-all: $(VENV)/.test build
 	$(BIN)/python -m pytest -m "" $(TEST_ARGS)
 
-bench: $(VENV)/.runner build
+bench: $(VENV)/.test build
 	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
 
 info: $(VENV)/.runner build

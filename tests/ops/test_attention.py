@@ -17,11 +17,6 @@ def named(cases):
     return pytest.mark.parametrize("case", cases, ids=str)
 
 
-def skip_if_interpreted_bf16(backend, case):
-    if backend == "triton" and case.dtype == torch.bfloat16 and not torch.cuda.is_available():
-        pytest.skip("Triton's interpreter computes bfloat16 wrongly")
-
-
 def check_prefill(case, **build_options):
     inputs = build(case, **build_options)
     out, lse = swa_attn.prefill(*inputs.prefill_args, **inputs.options)
@@ -90,7 +85,6 @@ def test_prefill_head_dims(backend, case):
     ]
 )
 def test_prefill_dtypes(backend, case):
-    skip_if_interpreted_bf16(backend, case)
     check_prefill(case)
 
 
