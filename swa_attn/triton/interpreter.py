@@ -12,6 +12,14 @@ def _probe():
 INTERPRETED: tl.constexpr = tl.constexpr(not isinstance(_probe, triton.JITFunction))
 
 
+def _is_true(value, disable_licm=False):
+    return value
+
+
+# The condition of a `while` loop; of Triton's own, the interpreter of 3.6 would take every one for true.
+condition = _is_true if INTERPRETED.value else tl.condition
+
+
 @triton.jit
 def dot(a, b, acc):
     """acc + a @ b, [M, N] float32. float32 operands are multiplied as float32, not as tf32.

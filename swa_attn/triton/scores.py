@@ -62,7 +62,7 @@ def softmax_finish(b_acc, b_m, b_l, sinks, o_head, m_row):
     if sinks is not None:
         b_sink = tl.load(sinks + o_head, mask=m_row, other=0.0).to(tl.float32)
         b_denominator += tl.exp2(b_sink * LOG2_E - finite_max(b_m))
-    m_empty = b_m == float("-inf")
+    m_empty = b_l == 0.0  # not by b_m, which is -inf for a row of NaN scores, too: a maximum leaves NaN out
     b_out = tl.where(m_empty[:, None], 0.0, b_acc / tl.where(m_empty, 1.0, b_denominator)[:, None])
     b_lse = tl.where(m_empty, float("-inf"), (b_m + tl.log2(tl.where(m_empty, 1.0, b_l))) * LN_2)
     return b_out, b_lse

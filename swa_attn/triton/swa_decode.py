@@ -7,14 +7,22 @@ import triton.language as tl
 from torch import Tensor
 
 from .attend import attend
-from .decode_rows import decode_rows
 from .fp8 import as_kernel_sees
+from .interpreter import condition
 from .launch import DTYPES, arch, cut_head_dims, launch, score_factors, window_or_all
 from .pages import describe
+from .rows import accept_rows, tile_rows, tokens_and_heads, visible_keys
 from .scores import softmax_finish
 from .swa_decode_combine import swa_decode_combine
 from .swa_decode_split import swa_decode_split
-from .tiles import COMBINE_SPLITS, LONGEST_UNSPLIT_WINDOW, MAX_SPLIT_PROGRAMS, SPLIT, decode_tile
+from .tiles import (
+    COMBINE_SPLITS,
+    LONGEST_UNSPLIT_WINDOW,
+    MAX_SPLIT_PROGRAMS,
+    MAX_SPLIT_REGISTERS,
+    SPLIT,
+    decode_tile,
+)
 
 
 @triton.jit(do_not_specialize=["q_len", "window"])
@@ -54,40 +62,46 @@ def swa_decode(
     num_kv_heads = k_pages.num_kv_heads
     i_head = tl.program_id(0) % num_kv_heads
     i_seq = tl.program_id(1).to(tl.int64)
-    o_token, o_head, m_row, context, first_key, end_key = decode_rows(
-        seqlens_k, i_seq, tl.program_id(0) // num_kv_heads, i_head, q_len, window, GROUP_SIZE, BLOCK_M
-    )
-    p_q = q + i_seq * stride_q_seq + o_token * stride_q_token + o_head * stride_q_head
-    b_acc, b_m, b_l = attend(
-        p_q,
-        m_row,
-        context + o_token,
-        first_key,
-        end_key,
-        k_pages,
-        v_pages,
-        block_table + i_seq * stride_table,
-        i_head,
-        window,
-        score_factor,
-        cap_log2,
-        HAS_SOFTCAP,
-        COMPUTE,
-        PAGE_SIZE,
-        DK,
-        DK_HEAD,
-        DK_TAIL,
-        DV,
-        DV_TILE,
-        BLOCK_M,
-        BLOCK_N,
-    )
-    b_out, b_lse = softmax_finish(b_acc, b_m, b_l, sinks, o_head, m_row)
-    o_dim = tl.arange(0, DV_TILE)
-    p_out = out + i_seq * stride_out_seq + o_token * stride_out_token + o_head * stride_out_head
-    m_out = m_row[:, None] & (o_dim < DV)[None, :]
-    tl.store(p_out[:, None] + o_dim[None, :], b_out.to(out.dtype.element_ty), mask=m_out)
-    tl.store(lse + (i_seq * q_len + o_token) * (num_kv_heads * GROUP_SIZE) + o_head, b_lse, mask=m_row)
+    context = tl.load(seqlens_k + i_seq) - q_len  # negative when there are more queries than keys
+    first_row, end_tile = tile_rows(tl.program_id(0) // num_kv_heads, q_len, GROUP_SIZE, BLOCK_M)
+    end_row = end_tile
+    while condition(first_row < end_tile, disable_licm=True):
+        o_token, o_head, m_row = tokens_and_heads(first_row, end_row, i_head, GROUP_SIZE, BLOCK_M)
+        p_q = q + i_seq * stride_q_seq + o_token * stride_q_token + o_head * stride_q_head
+        first_key, end_key = visible_keys(first_row, end_row, context, window, GROUP_SIZE)
+        b_acc, b_m, b_l = attend(
+            p_q,
+            m_row,
+            context + o_token,
+            first_key,
+            end_key,
+            k_pages,
+            v_pages,
+            block_table + i_seq * stride_table,
+            i_head,
+            window,
+            score_factor,
+            cap_log2,
+            HAS_SOFTCAP,
+            COMPUTE,
+            PAGE_SIZE,
+            DK,
+            DK_HEAD,
+            DK_TAIL,
+            DV,
+            DV_TILE,
+            BLOCK_M,
+            BLOCK_N,
+        )
+        first_right, next_row, end_next = accept_rows(b_acc, b_l, first_row, end_row, end_tile, GROUP_SIZE)
+        o_token, o_head, m_row = tokens_and_heads(first_right, end_row, i_head, GROUP_SIZE, BLOCK_M)
+        b_out, b_lse = softmax_finish(b_acc, b_m, b_l, sinks, o_head, m_row)
+        o_dim = tl.arange(0, DV_TILE)
+        p_out = out + i_seq * stride_out_seq + o_token * stride_out_token + o_head * stride_out_head
+        m_out = m_row[:, None] & (o_dim < DV)[None, :]
+        tl.store(p_out[:, None] + o_dim[None, :], b_out.to(out.dtype.element_ty), mask=m_out)
+        tl.store(lse + (i_seq * q_len + o_token) * (num_kv_heads * GROUP_SIZE) + o_head, b_lse, mask=m_row)
+        first_row, end_row = next_row, end_next
 
 
 def num_splits_bound(window: int, q_len: int, max_context: int) -> int:
@@ -162,7 +176,8 @@ def decode(
     partial_max, partial_sum = (torch.empty(rows, dtype=torch.float32, device=q.device) for _ in range(2))
     partials = partial_out, partial_max, partial_sum
     at_once = max(1, min(num_splits, MAX_SPLIT_PROGRAMS // max(1, grid[0] * grid[1])))
-    launch(swa_decode_split, (*grid, at_once), q, *inputs, *partials, *numbers, **meta, SPLIT=SPLIT)
+    split_meta = dict(meta, SPLIT=SPLIT, maxnreg=MAX_SPLIT_REGISTERS)
+    launch(swa_decode_split, (*grid, at_once), q, *inputs, *partials, *numbers, **split_meta)
     launch(
         swa_decode_combine,
         (num_seqs * q_len * num_q_heads,),

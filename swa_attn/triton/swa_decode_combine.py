@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from .decode_rows import split_range
 from .scores import finite_max, softmax_finish
+from .splits import split_range
 
 
 @triton.jit(do_not_specialize=["num_seqs", "q_len", "window"])

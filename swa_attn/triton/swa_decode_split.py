@@ -4,7 +4,9 @@ import triton
 import triton.language as tl
 
 from .attend import attend
-from .decode_rows import decode_rows, split_range
+from .interpreter import condition
+from .rows import accept_rows, tile_rows, tokens_and_heads, visible_keys
+from .splits import split_range
 
 
 @triton.jit(do_not_specialize=["q_len", "window"])
@@ -43,14 +45,15 @@ def swa_decode_split(
     num_kv_heads = k_pages.num_kv_heads
     i_head = tl.program_id(0) % num_kv_heads
     i_seq = tl.program_id(1).to(tl.int64)
-    o_token, o_head, m_row, context, first_key, end_key = decode_rows(
-        seqlens_k, i_seq, tl.program_id(0) // num_kv_heads, i_head, q_len, window, GROUP_SIZE, BLOCK_M
-    )
+    context = tl.load(seqlens_k + i_seq) - q_len  # negative when there are more queries than keys
     first_split, end_split = split_range(context, q_len, window, SPLIT)
-    p_q = q + i_seq * stride_q_seq + o_token * stride_q_token + o_head * stride_q_head
-    o_dim = tl.arange(0, DV_TILE)
-    m_out = m_row[:, None] & (o_dim < DV)[None, :]
-    for i_split in range(first_split + tl.program_id(2), end_split, tl.num_programs(2)):
+    start_row, end_tile = tile_rows(tl.program_id(0) // num_kv_heads, q_len, GROUP_SIZE, BLOCK_M)
+    first_row, end_row = start_row, end_tile
+    i_split = first_split + tl.program_id(2)
+    while condition(i_split < end_split, disable_licm=True):
+        o_token, o_head, m_row = tokens_and_heads(first_row, end_row, i_head, GROUP_SIZE, BLOCK_M)
+        p_q = q + i_seq * stride_q_seq + o_token * stride_q_token + o_head * stride_q_head
+        first_key, end_key = visible_keys(first_row, end_row, context, window, GROUP_SIZE)
         b_acc, b_m, b_l = attend(
             p_q,
             m_row,
@@ -75,8 +78,16 @@ def swa_decode_split(
             BLOCK_M,
             BLOCK_N,
         )
+        first_right, next_row, end_next = accept_rows(b_acc, b_l, first_row, end_row, end_tile, GROUP_SIZE)
+        o_token, o_head, m_row = tokens_and_heads(first_right, end_row, i_head, GROUP_SIZE, BLOCK_M)
         i_slot = (i_split - first_split) * tl.num_programs(1) + i_seq
         o_partial = (i_slot * q_len + o_token) * (num_kv_heads * GROUP_SIZE) + o_head
+        o_dim = tl.arange(0, DV_TILE)
+        m_out = m_row[:, None] & (o_dim < DV)[None, :]
         tl.store(partial_out + o_partial[:, None] * DV + o_dim[None, :], b_acc, mask=m_out)
         tl.store(partial_max + o_partial, b_m, mask=m_row)
         tl.store(partial_sum + o_partial, b_l, mask=m_row)
+        first_row, end_row = next_row, end_next
+        if first_row >= end_tile:
+            first_row, end_row = start_row, end_tile
+            i_split += tl.num_programs(2)

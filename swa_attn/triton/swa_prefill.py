@@ -6,8 +6,10 @@ from torch import Tensor
 
 from .attend import attend
 from .fp8 import as_kernel_sees
+from .interpreter import condition
 from .launch import DTYPES, arch, cut_head_dims, launch, score_factors, window_or_all
 from .pages import describe
+from .rows import accept_rows, tile_rows, tokens_and_heads, visible_keys
 from .scores import softmax_finish
 from .sequences import bound_num_tiles, sequence_of_tile
 from .tiles import prefill_tile
@@ -56,50 +58,47 @@ def swa_prefill(
     i_seq, i_tile = sequence_of_tile(cu_seqlens_q, num_seqs, i_tile, GROUP_SIZE, BLOCK_M, CHUNK)
     first_token = tl.load(cu_seqlens_q + i_seq)
     q_len = tl.load(cu_seqlens_q + i_seq + 1) - first_token
-    first_row = i_tile * BLOCK_M
-    end_row = tl.minimum(first_row + BLOCK_M, q_len * GROUP_SIZE)
-    if first_row >= end_row:
-        return
-
-    o_row = first_row + tl.arange(0, BLOCK_M)
-    m_row = o_row < end_row
-    o_token = o_row // GROUP_SIZE
-    o_head = (i_head * GROUP_SIZE + o_row % GROUP_SIZE).to(tl.int64)
     context = tl.load(seqlens_k + i_seq) - q_len  # negative when there are more queries than keys
-    first_key = tl.maximum(0, context + first_row // GROUP_SIZE - window + 1)
-    end_key = context + (end_row - 1) // GROUP_SIZE + 1
-
-    i_token = (first_token + o_token).to(tl.int64)
-    p_q = q + i_token * stride_q_token + o_head * stride_q_head
-    b_acc, b_m, b_l = attend(
-        p_q,
-        m_row,
-        context + o_token,
-        first_key,
-        end_key,
-        k_pages,
-        v_pages,
-        block_table + i_seq.to(tl.int64) * stride_table,
-        i_head,
-        window,
-        score_factor,
-        cap_log2,
-        HAS_SOFTCAP,
-        COMPUTE,
-        PAGE_SIZE,
-        DK,
-        DK_HEAD,
-        DK_TAIL,
-        DV,
-        DV_TILE,
-        BLOCK_M,
-        BLOCK_N,
-    )
-    b_out, b_lse = softmax_finish(b_acc, b_m, b_l, sinks, o_head, m_row)
-    o_dim = tl.arange(0, DV_TILE)
-    p_out = out + (i_token * stride_out_token + o_head * stride_out_head)[:, None] + o_dim[None, :]
-    tl.store(p_out, b_out.to(out.dtype.element_ty), mask=m_row[:, None] & (o_dim < DV)[None, :])
-    tl.store(lse + i_token * (num_kv_heads * GROUP_SIZE) + o_head, b_lse, mask=m_row)
+    first_row, end_tile = tile_rows(i_tile, q_len, GROUP_SIZE, BLOCK_M)
+    end_row = end_tile
+    while condition(first_row < end_tile, disable_licm=True):
+        o_token, o_head, m_row = tokens_and_heads(first_row, end_row, i_head, GROUP_SIZE, BLOCK_M)
+        i_token = (first_token + o_token).to(tl.int64)
+        p_q = q + i_token * stride_q_token + o_head * stride_q_head
+        first_key, end_key = visible_keys(first_row, end_row, context, window, GROUP_SIZE)
+        b_acc, b_m, b_l = attend(
+            p_q,
+            m_row,
+            context + o_token,
+            first_key,
+            end_key,
+            k_pages,
+            v_pages,
+            block_table + i_seq.to(tl.int64) * stride_table,
+            i_head,
+            window,
+            score_factor,
+            cap_log2,
+            HAS_SOFTCAP,
+            COMPUTE,
+            PAGE_SIZE,
+            DK,
+            DK_HEAD,
+            DK_TAIL,
+            DV,
+            DV_TILE,
+            BLOCK_M,
+            BLOCK_N,
+        )
+        first_right, next_row, end_next = accept_rows(b_acc, b_l, first_row, end_row, end_tile, GROUP_SIZE)
+        o_token, o_head, m_row = tokens_and_heads(first_right, end_row, i_head, GROUP_SIZE, BLOCK_M)
+        i_token = (first_token + o_token).to(tl.int64)
+        b_out, b_lse = softmax_finish(b_acc, b_m, b_l, sinks, o_head, m_row)
+        o_dim = tl.arange(0, DV_TILE)
+        p_out = out + (i_token * stride_out_token + o_head * stride_out_head)[:, None] + o_dim[None, :]
+        tl.store(p_out, b_out.to(out.dtype.element_ty), mask=m_row[:, None] & (o_dim < DV)[None, :])
+        tl.store(lse + i_token * (num_kv_heads * GROUP_SIZE) + o_head, b_lse, mask=m_row)
+        first_row, end_row = next_row, end_next
 
 
 def prefill(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 SPLIT = 512  # keys per split: a multiple of every block_n
 LONGEST_UNSPLIT_WINDOW = 512  # one program walks windows up to here
 MAX_SPLIT_PROGRAMS = 8192  # beyond it, programs of a split decode take several splits instead of idling in the queue
+MAX_SPLIT_REGISTERS = 255  # all there are: with no limit the assembler aims for 128 in some variants, and spills
 COMBINE_SPLITS = 16
 APPEND_ROWS = 8
 COPY_ELEMENTS = 8192

@@ -56,21 +56,105 @@ def test_batch_does_not_change_a_row(backend, case):
         assert torch.equal(alone[1], lse[bounds[seq] : bounds[seq + 1]])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("which", ["k_cache", "v_cache"])
-def test_a_special_value_reaches_only_the_rows_that_see_it(backend, dtype, value, which):
-    """The newest key is visible to the last query alone; the others share its tile."""
-    if backend == "triton" and which == "v_cache":
-        pytest.xfail("a masked weight times a value that another row of the tile sees is 0 x NaN")
-    case = AttentionCase(seqs=((8, 21),), window=4, page_size=4, dtype=dtype)
+NAN, INF = float("nan"), float("inf")
+FP8 = torch.float8_e4m3fn
+# The rows of a sequence share a tile, and only one token sees the first, and one the last of its keys.
+NARROW = AttentionCase(seqs=((8, 21), (8, 30)), window=4, page_size=4, sinks=True)
+SPLIT = replace(NARROW, seqs=((4, 520),), window=514, page_size=16)
+ways = pytest.mark.parametrize(
+    "op, case", [("prefill", NARROW), ("decode", NARROW), ("decode", SPLIT)], ids=["prefill", "decode", "split"]
+)
+specials = pytest.mark.parametrize(
+    "dtype, cache_dtype, value",
+    [(dtype, dtype, x) for dtype in (torch.float32, torch.float16, torch.bfloat16) for x in (NAN, INF, -INF)]
+    + [(torch.float16, FP8, NAN), (torch.bfloat16, FP8, NAN)],  # float8_e4m3fn has no infinity
+    ids=lambda x: str(x).removeprefix("torch."),
+)
+
+
+def attend(inputs, op):
+    """out [tokens, Hq, Dv] and lse [tokens, Hq] by prefill or decode."""
+    if op == "prefill":
+        return swa_attn.prefill(*inputs.prefill_args, **inputs.options)
+    out, lse = swa_attn.decode(*inputs.decode_args, **inputs.options)
+    return out.flatten(0, 1), lse.flatten(0, 1)
+
+
+def slot(inputs, position):
+    """Where a key of the first sequence lies."""
+    page_size = inputs.case.page_size
+    return int(inputs.block_table[0, position // page_size]), position % page_size
+
+
+def who_sees(case, position):
+    """Which query tokens see a key of the first sequence, bool [tokens]."""
+    q_len, seqlen = case.seqs[0]
+    distance = torch.arange(seqlen - q_len, seqlen) - position
+    others = torch.zeros(sum(q for q, _ in case.seqs[1:]), dtype=torch.bool)
+    return torch.cat([(distance >= 0) & (distance < case.window), others])
+
+
+def edges(case):
+    """The oldest key that a token of the first sequence sees, one in the middle, and the newest."""
+    q_len, seqlen = case.seqs[0]
+    return seqlen - q_len - case.window + 1, seqlen - q_len // 2, seqlen - 1
+
+
+@ways
+@specials
+def test_a_special_value_reaches_only_the_element_of_the_rows_that_see_it(backend, op, case, dtype, cache_dtype, value):
+    case = replace(case, dtype=dtype, cache_dtype=cache_dtype)
+    before = attend(build(case), op)
+    assert all(torch.isfinite(x).all() for x in before)
+    for position in edges(case):
+        inputs = build(case)
+        inputs.v_cache[slot(inputs, position)][1, 3] = value
+        out, lse = attend(inputs, op)
+        reached = torch.zeros(out.shape, dtype=torch.bool)
+        reached[who_sees(case, position), case.num_q_heads // case.num_kv_heads :, 3] = True
+        assert reached.any() and not reached[..., 3].all()
+        assert torch.equal(out[~reached], before[0][~reached]) and torch.equal(lse, before[1])
+        assert (torch.isnan(out[reached]) if value != value else out[reached] == value).all()
+
+
+@ways
+@specials
+def test_a_special_key_reaches_only_the_rows_that_see_it(backend, op, case, dtype, cache_dtype, value):
+    case = replace(case, dtype=dtype, cache_dtype=cache_dtype)
+    before = attend(build(case), op)
+    for position in edges(case):
+        inputs = build(case)
+        inputs.k_cache[slot(inputs, position)] = value
+        sees = who_sees(case, position)
+        for got, expected in zip(attend(inputs, op), before, strict=True):
+            assert torch.equal(got[~sees], expected[~sees])
+            assert torch.isnan(got[sees]).all()
+
+
+@ways
+def test_rows_see_their_own_special_values(backend, op, case):
+    """Of one element: the first token sees infinity, the last one NaN; neither sees the other's."""
     inputs = build(case)
-    before = run(inputs)
-    pool = getattr(inputs, which)
-    pool[inputs.block_table[0, 20 // 4], 20 % 4] = value
-    after = run(inputs)
-    assert torch.equal(after[0][:-1], before[0][:-1]) and torch.equal(after[1][:-1], before[1][:-1])
-    assert not torch.isfinite(after[0][-1]).all()
+    expected = attend(inputs, op)[0]
+    oldest, _, newest = edges(case)
+    inputs.v_cache[slot(inputs, oldest)][..., 3] = INF
+    inputs.v_cache[slot(inputs, newest)][..., 3] = NAN
+    q_len = case.seqs[0][0]
+    expected[0, :, 3] = INF
+    expected[q_len - 1, :, 3] = NAN
+    assert torch.allclose(attend(inputs, op)[0], expected, rtol=0, atol=0, equal_nan=True)
+
+
+@ways
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_a_special_query_reaches_only_its_own_row(backend, op, case, value):
+    inputs = build(case)
+    before = attend(inputs, op)
+    inputs.q[3, 1] = value
+    for got, expected in zip(attend(inputs, op), before, strict=True):
+        assert torch.isnan(got[3, 1]).all()
+        expected[3, 1] = got[3, 1] = 0
+        assert torch.equal(got, expected)
 
 
 @both

@@ -11,7 +11,7 @@ import triton.language as tl
 from swa_attn import reference
 from swa_attn import triton as backend
 from swa_attn.backends import Case
-from swa_attn.triton import fp8, launch, pages, scores, sequences, swa_decode, tiles
+from swa_attn.triton import fp8, launch, pages, rows, scores, sequences, swa_decode, tiles
 from swa_attn.triton.interpreter import INTERPRETED, dot
 
 DEVICE = "cpu" if INTERPRETED.value else "cuda"
@@ -122,6 +122,36 @@ def test_every_tile_of_every_sequence_is_found(group, block_m):
     found = {(seq, tile) for seq, tile in out.tolist() if tile * block_m < lengths[seq] * group}
     assert len(found) == sum(1 for seq, tile in out.tolist() if tile * block_m < lengths[seq] * group)
     assert found == {(s, t) for s, n in enumerate(lengths) for t in range(-(-n * group // block_m))}
+
+
+@triton.jit
+def accept(out, acc, sums, first_row, end_row, end_tile, GROUP: tl.constexpr, M: tl.constexpr, D: tl.constexpr):
+    i, o_dim = tl.arange(0, M), tl.arange(0, D)
+    b_acc = tl.load(acc + i[:, None] * D + o_dim[None, :])
+    stored, first, end = rows.accept_rows(b_acc, tl.load(sums + i), first_row, end_row, end_tile, GROUP)
+    tl.store(out, stored)
+    tl.store(out + 1, first)
+    tl.store(out + 2, end)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_rows_are_repeated_token_by_token_where_a_value_may_have_leaked(value):
+    m, dim, group = 16, 16, 3
+
+    def ask(acc, sums, first_row, end_row, end_tile):
+        out = torch.zeros(3, dtype=torch.int32, device=DEVICE)
+        accept[(1,)](out, acc.to(DEVICE), sums.to(DEVICE), first_row, end_row, end_tile, group, m, dim)
+        return tuple(out.tolist())
+
+    fine, sums = torch.full((m, dim), 3e38), torch.ones(m)
+    wrong = fine.clone()
+    wrong[5, 7] = value
+    assert ask(fine, sums, 16, 32, 32) == (16, 32, 32), "a finite tile is done at once"
+    assert ask(wrong, sums, 16, 32, 32) == (32, 16, 18), "the first token has only two of its rows in the tile"
+    assert ask(wrong, sums, 16, 18, 32) == (16, 18, 21), "one token's own value"
+    assert ask(wrong, sums, 30, 32, 32) == (30, 32, 32), "the last token ends with the tile"
+    sums[5] = float("nan")
+    assert ask(wrong, sums, 16, 32, 32) == (16, 32, 32), "a row of NaN scores"
 
 
 @pytest.mark.parametrize("head_dim", [8, 16, 24, 64, 80, 96, 112, 128, 192, 256])
