@@ -41,6 +41,7 @@ OPS_FLAGS = ["-O2", f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}"]
 # No -ffast-math: infinities and NaN are part of the contract. errno and traps are not; multiply-adds may be fused.
 CPU_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas", "-v", "--threads", "2"]
+NVCC_FLAGS += ["-Xfatbin", "-compress-all"]  # unpacked when a kernel is first used
 
 
 class BuildError(RuntimeError):
@@ -106,13 +107,13 @@ def find_torch_include() -> Path:
     )
 
 
-def torch_version(include: Path) -> str:
-    """The version of the torch that `include` belongs to, read from its version file."""
+def torch_version(include: Path, name: str = "__version__") -> str:
+    """The version of the torch that `include` belongs to, or another variable of its version file ("cuda")."""
     version_file = include.parent / "version.py"
     if version_file.exists():
         for line in version_file.read_text().splitlines():
-            if line.startswith("__version__"):
-                return line.split("=", 1)[1].strip(" '\"")
+            if line.partition(":")[0].partition("=")[0].strip() == name:
+                return line.rpartition("=")[2].strip(" '\"")
     return "unknown"
 
 
@@ -131,22 +132,22 @@ def make_plan(mode: str) -> Plan:
         raise BuildError("no C++ compiler was found: install g++ or clang++, or set CXX")
     notes = []
     nvcc = find_nvcc() if mode != "cpu" else None
-    cuda_sources = sorted((SOURCE / "cuda").rglob("*.cu"))
-    if mode == "cuda" and not cuda_sources:
-        raise BuildError("SWA_ATTN_BUILD=cuda: this version has no CUDA sources")
     if mode == "cuda" and not nvcc:
         raise BuildError("SWA_ATTN_BUILD=cuda: nvcc was not found, put it on PATH or set CUDA_HOME")
-    if not cuda_sources:
-        notes.append("no CUDA kernels: this version has no CUDA sources")
-        nvcc = None
+    include = find_torch_include()
+    if mode == "cpu":
+        notes.append("no CUDA kernels: not asked for")
     elif not nvcc:
-        notes.append("no CUDA kernels: " + ("not asked for" if mode == "cpu" else "nvcc was not found"))
+        notes.append("no CUDA kernels: nvcc was not found")
+    elif mode == "auto" and torch_version(include, "cuda") == "None":
+        notes.append("no CUDA kernels: torch is a CPU build; SWA_ATTN_BUILD=cuda builds them all the same")
+        nvcc = None
     levels = {"baseline": []}
     if platform.machine().lower() in ("x86_64", "amd64"):
         levels = {name: flags for name, flags in X86_LEVELS.items() if accepts(cxx, flags)}
         for name in X86_LEVELS.keys() - levels.keys():
             notes.append(f"no {name} CPU kernels: the compiler does not know {' '.join(X86_LEVELS[name])}")
-    return Plan(cxx, find_ninja(), find_torch_include(), nvcc, levels, notes)
+    return Plan(cxx, find_ninja(), include, nvcc, levels, notes)
 
 
 def write_ninja_file(plan: Plan, folder: Path, library: Path) -> None:
@@ -156,8 +157,6 @@ def write_ninja_file(plan: Plan, folder: Path, library: Path) -> None:
         return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
     defines = [f"-DSWA_HAVE_{name.upper()}" for name in plan.levels]
-    if plan.nvcc:
-        defines.append("-DSWA_HAVE_CUDA")
     common = " ".join([*COMMON_FLAGS, *defines, f"-I{SOURCE}"])
     lines = [
         "ninja_required_version = 1.5",
@@ -198,6 +197,8 @@ def write_ninja_file(plan: Plan, folder: Path, library: Path) -> None:
         lines.extend(f"  {name} = {value}" for name, value in variables.items())
 
     for source in sorted((SOURCE / "ops").glob("*.cpp")):
+        if source.stem == "cuda" and not plan.nvcc:
+            continue
         compile_("cxx", source, flags=" ".join([*OPS_FLAGS, f"-isystem {quote(plan.torch_include)}"]))
     for source in sorted((SOURCE / "cpu").glob("*.cpp")):
         compile_("cxx", source, flags=" ".join(CPU_FLAGS))
@@ -206,7 +207,9 @@ def write_ninja_file(plan: Plan, folder: Path, library: Path) -> None:
             compile_("cxx", source, f".{name}", flags=" ".join([*CPU_FLAGS, *flags, f"-DSWA_ISA={name}"]), isa=name)
     if plan.nvcc:
         archs = os.environ.get("SWA_ATTN_CUDA_ARCHS", CUDA_ARCHS).split(";")
-        gencode = " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in archs)
+        # The first one as PTX too: newer GPUs, which none of the others is for, compile it when the library loads.
+        targets = [*((a, f"sm_{a}") for a in archs), (archs[0], f"compute_{archs[0]}")]
+        gencode = " ".join(f"-gencode arch=compute_{a},code={code}" for a, code in targets)
         for source in sorted((SOURCE / "cuda").rglob("*.cu")):
             compile_("nvcc", source, gencode=gencode)
     stubs = []

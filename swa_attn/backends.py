@@ -23,6 +23,7 @@ ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 NAMES = ("cuda", "triton", "cpu", "reference")
 _MODULES = {"cuda": "native", "cpu": "native", "triton": "triton", "reference": "reference_backend"}
 
+_registered: dict[str, ModuleType] = {}  # by `register`
 _forced: str | None = os.environ.get("SWA_ATTN_BACKEND") or None
 
 
@@ -41,11 +42,24 @@ class Case:
     v_head_dim: int = 0
 
 
+def register(name: str, module: ModuleType) -> None:
+    """Add a backend of your own under a name for `use_backend` and `SWA_ATTN_BACKEND`; it is never chosen by itself.
+
+    `module` has the functions of `reference_backend.py` for the ops it does, and `lacks(case)`, which names what it does
+    not. Raises ValueError when the name belongs to another backend.
+    """
+    if name in NAMES or _registered.get(name, module) is not module:
+        raise ValueError(f"name must not be that of another backend, got {name!r}")
+    _registered[name] = module
+
+
 @functools.cache
 def load(name: str) -> ModuleType:
     """The module of a backend. Raises ValueError for an unknown name, ImportError when it cannot be imported."""
+    if name in _registered:
+        return _registered[name]
     if name not in NAMES:
-        raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {name!r}")
+        raise ValueError(f"backend must be one of {', '.join([*NAMES, *_registered])}, got {name!r}")
     return importlib.import_module(f".{_MODULES[name]}", __package__)
 
 

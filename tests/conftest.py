@@ -12,7 +12,20 @@ if not torch.cuda.is_available():
 torch.set_num_threads(int(os.environ.get("SWA_ATTN_TEST_THREADS", "1")))
 
 import swa_attn
-from swa_attn import native
+from swa_attn import backends, native
+from swa_attn.testing import emulated_backend
+from swa_attn.testing.card import OnCard
+
+backends.register("emulated", emulated_backend)
+BACKENDS = ["reference", "cpu", "triton", "emulated"]
+ON_CARD = {}  # on a machine with a GPU: what runs there, on copies of the tests' CPU tensors
+if torch.cuda.is_available():
+    BACKENDS.append("cuda")
+    ON_CARD = {name: f"{name} on the card" for name in ("cuda", "triton")}
+    for name, label in ON_CARD.items():
+        backends.register(label, OnCard(name, backends.load))
+if os.environ.get("SWA_ATTN_TEST_BACKENDS"):
+    BACKENDS = os.environ["SWA_ATTN_TEST_BACKENDS"].split(",")
 
 
 def _unavailable(name: str) -> str | None:
@@ -20,16 +33,20 @@ def _unavailable(name: str) -> str | None:
         return native.unavailable()
     if name == "triton" and importlib.util.find_spec("triton") is None:
         return "triton is not installed"
+    if name == "cuda":
+        return native.unavailable("CUDA")
+    if name == "emulated":
+        return emulated_backend.unavailable()
     return None
 
 
-@pytest.fixture(params=["reference", "cpu", "triton"])
+@pytest.fixture(params=BACKENDS)
 def backend(request):
     """Runs the test once per backend, with every op forced to it."""
     reason = _unavailable(request.param)
     if reason:
         pytest.skip(f"backend {request.param}: {reason}")
-    with swa_attn.use_backend(request.param):
+    with swa_attn.use_backend(ON_CARD.get(request.param, request.param)):
         yield request.param
 
 

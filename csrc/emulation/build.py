@@ -134,7 +134,8 @@ def build(sources: Sequence[Path], include: Sequence[Path]) -> Path:
             (core / COMPLETE).touch()
         if not (folder / COMPLETE).exists():
             includes = " ".join(f"-I{i}" for i in include)
-            compile_kernel = f"{compile_} {' '.join(KERNEL_FLAGS)} {includes} -c $in -o $out"
+            # -x: a host compiler would not take a .cu file for C++
+            compile_kernel = f"{compile_} {' '.join(KERNEL_FLAGS)} {includes} -x c++ -c $in -o $out"
             objects = [folder / f"{i}-{source.stem}.o" for i, source in enumerate(sources)]
             edges = [(target, compile_kernel, [source]) for target, source in zip(objects, sources)]
             link = " ".join([cxx, *extra, "-shared -pthread $in -o $out"])

@@ -22,7 +22,8 @@ class Args {
   T* pointer(const std::string& name) const {
     return static_cast<T*>(get(pointers, name, "buffer"));
   }
-  int integer(const std::string& name) const { return int(get(integers, name, "integer")); }
+  int integer(const std::string& name) const { return int(integer64(name)); }
+  int64_t integer64(const std::string& name) const { return get(integers, name, "integer"); }
   float number(const std::string& name) const { return float(get(numbers, name, "number")); }
 
  private:

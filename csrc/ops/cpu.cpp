@@ -20,26 +20,12 @@ using cpu::AttentionTile;
 using cpu::BadIndex;
 using cpu::DType;
 using cpu::PagePool;
-using torch::headeronly::ScalarType;
 
 constexpr int64_t kRowsPerTile =
     128;  // query rows (tokens x group) that share a gathered tile of keys
 constexpr int64_t kTokensPerTile =
     64;  // bounds the keys outside a row's window that its tile walks over
 constexpr int64_t kBytesPerThread = 32768;  // less than this is not worth another thread
-
-DType dtype_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return DType::kFloat32;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    case ScalarType::Half:
-      return DType::kFloat16;
-    default:
-      return DType::kFloat8;
-  }
-}
 
 PagePool pool_of(const Tensor& cache, const OptionalTensor& host, const OptionalTensor& scale) {
   PagePool pool{};
@@ -57,7 +43,7 @@ PagePool pool_of(const Tensor& cache, const OptionalTensor& host, const Optional
   }
   pool.scale = data_or_null<float>(scale);
   pool.dim = cache.size(3);
-  pool.dtype = dtype_of(cache);
+  pool.dtype = dtype_of<DType>(cache);
   return pool;
 }
 
@@ -124,7 +110,7 @@ void attention(const char* op, const Tensor& q, const Tensor& k_cache, const Ten
   p.window = window;
   p.softmax_scale = float(softmax_scale);
   p.softcap = float(softcap);
-  p.dtype = dtype_of(q);
+  p.dtype = dtype_of<DType>(q);
 
   const int64_t num_seqs = seqlens_k.size(0);
   check_lengths(op, p, num_seqs, ragged ? q.size(0) : 0, block_table.size(1));
@@ -179,7 +165,7 @@ void append_kv(Tensor key, Tensor value, Tensor k_cache, Tensor v_cache, Tensor 
   p.value_head_stride = byte_stride(value, 1);
   p.page_size = k_cache.size(1);
   p.num_kv_heads = k_cache.size(2);
-  p.dtype = dtype_of(key);
+  p.dtype = dtype_of<DType>(key);
   const int64_t num_tokens = key.size(0);
   const int64_t num_slots = (p.k.num_device_pages + p.k.num_host_pages) * p.page_size;
   for (int64_t i = 0; i < num_tokens; ++i) {
@@ -222,8 +208,8 @@ void copy_pages(Tensor src, Tensor dst, Tensor src_pages, Tensor dst_pages,
   p.page_size = src.size(2);
   p.num_kv_heads = src.size(3);
   p.dim = src.size(4);
-  p.src_dtype = dtype_of(src);
-  p.dst_dtype = dtype_of(dst);
+  p.src_dtype = dtype_of<DType>(src);
+  p.dst_dtype = dtype_of<DType>(dst);
   check_pages("src_pages", p.src_pages, p.num_pairs, src.size(1));
   check_pages("dst_pages", p.dst_pages, p.num_pairs, dst.size(1));
   const int64_t page_bytes = p.page_size * p.num_kv_heads * p.dim * cpu::size_of(p.src_dtype);
@@ -244,7 +230,7 @@ void merge_states(Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b, Option
   p.lse = static_cast<float*>(lse.data_ptr());
   p.num_heads = out.size(out.dim() - 2);
   p.dim = out.size(out.dim() - 1);
-  p.dtype = dtype_of(out);
+  p.dtype = dtype_of<DType>(out);
   torch::stable::parallel_for(
       0, lse.numel(), grain(p.dim * cpu::size_of(p.dtype)),
       [&](int64_t first, int64_t last) { cpu::kernels().merge_states(p, first, last); });

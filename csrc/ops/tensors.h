@@ -19,6 +19,22 @@ inline int64_t byte_stride(const Tensor& x, int64_t dim) {
 
 inline char* bytes(const Tensor& x) { return static_cast<char*>(x.data_ptr()); }
 
+// Into the kernels' own enumeration, of the CPU's or CUDA's.
+template <class DType>
+DType dtype_of(const Tensor& x) {
+  using torch::headeronly::ScalarType;
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:
+      return DType::kFloat8;
+  }
+}
+
 template <class T>
 const T* data(const Tensor& x) {
   return static_cast<const T*>(x.const_data_ptr());

@@ -1,5 +1,5 @@
 """The device half of csrc/cuda/ptx, as far as it can be checked without a card: the PTX of each primitive, and that the
-test kernels compile without warnings, spills or local memory."""
+test and page kernels compile without warnings, spills or local memory."""
 
 import importlib.util
 import itertools
@@ -41,7 +41,15 @@ def nvcc(tmp_path_factory):
     return compile_
 
 
+WIDE = ("LDG.E.128.CONSTANT", "STG.E.128")  # SASS of 16-byte accesses
+PAGE_KERNELS = ("smxx_append_kv.cu", "smxx_copy_pages.cu", "smxx_merge_states.cu")
 DEVICE_BUILDS = [
+    *((source, "sm_80", WIDE) for source in PAGE_KERNELS),
+    *(
+        pytest.param(source, arch, WIDE if arch == "sm_90a" else (), marks=pytest.mark.slow)
+        for source in PAGE_KERNELS
+        for arch in ("sm_90a", "sm_100", "sm_120")
+    ),
     ("device_sm80.cu", "sm_80", ("LDGSTS", "LDSM", "HMMA.16816.F32.BF16", "MUFU.EX2")),
     ("device_sm90.cu", "sm_90a", ("HGMMA.64x128x16.F32", "UTMALDG.4D", "UBLKCP", "SYNCS", "USETMAXREG")),
     pytest.param("device_sm80.cu", "sm_100", ("LDGSTS", "LDSM", "HMMA"), marks=pytest.mark.slow),
@@ -51,7 +59,8 @@ DEVICE_BUILDS = [
 
 @pytest.mark.parametrize("source, arch, instructions", DEVICE_BUILDS)
 def test_kernels_compile_without_warnings_spills_or_local_memory(nvcc, source, arch, instructions):
-    cubin, log = nvcc(KERNELS / source, arch, "-cubin", "-Xptxas", "-Werror,-v")
+    folder = CSRC / "cuda" / "kernels" if (CSRC / "cuda" / "kernels" / source).exists() else KERNELS
+    cubin, log = nvcc(folder / source, arch, "-cubin", "-Xptxas", "-Werror,-v")
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
     assert frames and all(frame == ("0", "0", "0") for frame in frames), log
     assert "serialized" not in log  # wgmma that ptxas could not keep asynchronous

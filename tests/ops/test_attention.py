@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import swa_attn
+from fitting import fit
 from swa_attn.testing import AttentionCase, assert_close_to_oracle, build
 
 FP8 = torch.float8_e4m3fn
+NAN = float("nan")
 BASE = AttentionCase()
 WINDOW_EDGES = [1, 2, 3, 4, 5, 7, 8, 9, 20, 21, 22, None]  # page_size 4, context 21: page, window and length edges
 
@@ -17,37 +19,38 @@ def named(cases):
     return pytest.mark.parametrize("case", cases, ids=str)
 
 
-def check_prefill(case, **build_options):
-    inputs = build(case, **build_options)
+def check_prefill(backend, case):
+    case = fit(case, backend)
+    inputs = build(case)
     out, lse = swa_attn.prefill(*inputs.prefill_args, **inputs.options)
     assert out.dtype == case.dtype and lse.dtype == torch.float32
     assert_close_to_oracle(inputs, out, lse)
 
 
-def check_decode(case):
-    inputs = build(case)
+def check_decode(backend, case):
+    inputs = build(fit(case, backend))
     out, lse = swa_attn.decode(*inputs.decode_args, **inputs.options)
     assert_close_to_oracle(inputs, out.flatten(0, 1), lse.flatten(0, 1))
 
 
 @named([replace(BASE, window=w) for w in WINDOW_EDGES])
 def test_prefill_window_edges(backend, case):
-    check_prefill(case)
+    check_prefill(backend, case)
 
 
 @named([replace(BASE, seqs=((5, 21), (1, 1), (21, 21), (1, 30), (9, 9), (3, 17)), window=w) for w in (1, 8, 9, None)])
 def test_prefill_ragged_batch_with_decodes_in_it(backend, case):
-    check_prefill(case)
+    check_prefill(backend, case)
 
 
 @named([replace(BASE, seqs=((7, k),), window=8) for k in (7, 8, 9, 11, 12, 13, 16, 40)])
 def test_prefill_lengths_around_pages_and_window(backend, case):
-    check_prefill(case)
+    check_prefill(backend, case)
 
 
 @named([replace(BASE, seqs=((6, 90),), window=w, page_size=p) for p in (1, 3, 16, 64, 100) for w in (5, 70, None)])
 def test_prefill_page_sizes(backend, case):
-    check_prefill(case)
+    check_prefill(backend, case)
 
 
 @named(
@@ -59,7 +62,7 @@ def test_prefill_page_sizes(backend, case):
     ]
 )
 def test_prefill_group_sizes(backend, case):
-    check_prefill(case)
+    check_prefill(backend, case)
 
 
 @named(
@@ -69,7 +72,7 @@ def test_prefill_group_sizes(backend, case):
     ]
 )
 def test_prefill_head_dims(backend, case):
-    check_prefill(case)
+    check_prefill(backend, case)
 
 
 @named(
@@ -85,52 +88,52 @@ def test_prefill_head_dims(backend, case):
     ]
 )
 def test_prefill_dtypes(backend, case):
-    check_prefill(case)
+    check_prefill(backend, case)
 
 
 @named([replace(BASE, layout=x, host=h, window=9) for x in ("hnd", "packed", "padded") for h in (0.0, 0.5)])
 def test_prefill_layouts(backend, case):
-    check_prefill(case)
+    check_prefill(backend, case)
 
 
 @named([replace(BASE, host=h, window=w, cache_dtype=c) for h in (0.5, 1.0) for w in (9, None) for c in (None, FP8)])
 def test_prefill_host_pages(backend, case):
-    check_prefill(replace(case, seqs=((5, 21), (4, 33))))
+    check_prefill(backend, replace(case, seqs=((5, 21), (4, 33))))
 
 
 @named(
     [replace(BASE, softcap=c, score_scale=s, sinks=k) for c in (2.0, 50.0) for s in (1.0, 1e4) for k in (False, True)]
 )
 def test_prefill_softcap_does_not_overflow(backend, case):
-    check_prefill(case)
+    check_prefill(backend, case)
 
 
 @named([replace(BASE, score_scale=300.0, sinks=k) for k in (False, True)])
 def test_prefill_peaked_softmax(backend, case):
-    check_prefill(case)
+    check_prefill(backend, case)
 
 
 @named([replace(BASE, seqs=s) for s in [((0, 0),), ((0, 5),), ((0, 0), (3, 3), (0, 9), (2, 11)), ((1, 0), (2, 7))]])
 def test_prefill_empty_sequences(backend, case):
-    check_prefill(case)
+    check_prefill(backend, case)
 
 
 def test_no_sequences_and_no_tokens(backend):
-    inputs = build(replace(BASE, seqs=((2, 9),)))
+    inputs = build(fit(replace(BASE, seqs=((2, 9),)), backend))
     none = torch.zeros(0, dtype=torch.int32)
     table = torch.zeros(0, 3, dtype=torch.int32)
     start = torch.zeros(1, dtype=torch.int32)
     out, lse = swa_attn.prefill(inputs.q[:0], inputs.k_cache, inputs.v_cache, table, none, start, window=8)
-    assert out.shape == (0, 4, 16) and lse.shape == (0, 4)
+    assert out.shape == (0, 4, inputs.case.v_head_dim) and lse.shape == (0, 4)
     out, lse = swa_attn.decode(inputs.q[:0, None], inputs.k_cache, inputs.v_cache, table, none, window=8)
-    assert out.shape == (0, 1, 4, 16) and lse.shape == (0, 1, 4)
+    assert out.shape == (0, 1, 4, inputs.case.v_head_dim) and lse.shape == (0, 1, 4)
 
 
-@pytest.mark.parametrize("sinks", [False, True])
-def test_empty_rows_are_zero_with_lse_minus_infinity(backend, sinks):
+@pytest.mark.parametrize("sinks, window", [(False, 8), (True, 8), (True, None)])
+def test_empty_rows_are_zero_with_lse_minus_infinity(backend, sinks, window):
     """More queries than context: the first ones sit at negative positions and see nothing."""
-    case = replace(BASE, seqs=((4, 2), (4, 0)), sinks=sinks)
-    inputs = build(case)
+    case = replace(BASE, seqs=((4, 2), (4, 0)), sinks=sinks, window=window)
+    inputs = build(fit(case, backend))
     for out, lse in (
         swa_attn.prefill(*inputs.prefill_args, **inputs.options),
         [x.flatten(0, 1) for x in swa_attn.decode(*inputs.decode_args, **inputs.options)],
@@ -146,7 +149,7 @@ def test_empty_rows_are_zero_with_lse_minus_infinity(backend, sinks):
     [replace(BASE, seqs=((t, k), (t, 40)), window=w) for t in (1, 2, 8) for k in (8, 9, 10) for w in (1, 8, 9, None)]
 )
 def test_decode(backend, case):
-    check_decode(case)
+    check_decode(backend, case)
 
 
 @named(
@@ -156,7 +159,7 @@ def test_decode(backend, case):
     ]
 )
 def test_decode_long_ranges_are_split(backend, case):
-    check_decode(case)
+    check_decode(backend, case)
 
 
 @named(
@@ -166,7 +169,7 @@ def test_decode_long_ranges_are_split(backend, case):
     ]
 )
 def test_decode_head_dims(backend, case):
-    check_decode(case)
+    check_decode(backend, case)
 
 
 @named(
@@ -177,14 +180,14 @@ def test_decode_head_dims(backend, case):
     ]
 )
 def test_decode_layouts_tiers_and_fp8(backend, case):
-    check_decode(case)
+    check_decode(backend, case)
 
 
 @pytest.mark.parametrize("tight", [True, False], ids=["tight", "garbage-columns"])
 @pytest.mark.parametrize("sink", [-80.0, 0.0, 80.0, float("-inf")])
 def test_sinks_are_counted_once(backend, sink, tight):
     """A sink of -inf is no sink; one of +80 takes all the mass. Long enough for splits and several tiles."""
-    inputs = build(replace(BASE, seqs=((1, 600), (1, 5)), window=None, page_size=16), tight=tight)
+    inputs = build(fit(replace(BASE, seqs=((1, 600), (1, 5)), window=None, page_size=16), backend), tight=tight)
     inputs.options["sinks"] = torch.full((4,), sink)
     out, lse = swa_attn.decode(*inputs.decode_args, **inputs.options)
     assert_close_to_oracle(inputs, out.flatten(0, 1), lse.flatten(0, 1))
@@ -197,15 +200,16 @@ def test_sinks_are_counted_once(backend, sink, tight):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_sinks_of_any_float_type(backend, dtype):
-    inputs = build(replace(BASE, sinks=True))
+    inputs = build(fit(replace(BASE, sinks=True), backend))
     inputs.options["sinks"] = inputs.options["sinks"].to(dtype)
     out, lse = swa_attn.prefill(*inputs.prefill_args, **inputs.options)
     assert_close_to_oracle(inputs, out, lse)
 
 
 def test_out_variant_writes_in_place_and_returns_it(backend):
-    inputs = build(BASE)
-    out, lse = torch.full((5, 4, 16), float("nan")), torch.full((5, 4), float("nan"))
+    inputs = build(fit(BASE, backend))
+    case = inputs.case
+    out, lse = torch.full((5, 4, case.v_head_dim), NAN, dtype=case.dtype), torch.full((5, 4), NAN)
     got = swa_attn.prefill(*inputs.prefill_args, **inputs.options, out=out, lse=lse)
     assert got[0] is out and got[1] is lse
     assert_close_to_oracle(inputs, out, lse)
@@ -213,14 +217,16 @@ def test_out_variant_writes_in_place_and_returns_it(backend):
 
 def test_strided_queries_and_outputs(backend):
     """q as a slice of a fused qkv projection, out as a slice of a wider buffer."""
-    inputs = build(BASE)
-    wide = torch.full((5, 9, 16), float("nan"))
+    inputs = build(fit(BASE, backend))
+    case = inputs.case
+    wide = torch.full((5, 9, case.head_dim), NAN, dtype=case.dtype)
     wide[:, 2:6] = inputs.q
     inputs.q = wide[:, 2:6]
-    out = torch.full((5, 4, 24), float("nan"))
-    _, lse = swa_attn.prefill(*inputs.prefill_args, **inputs.options, out=out[..., :16], lse=torch.empty(5, 4))
-    assert_close_to_oracle(inputs, out[..., :16], lse)
-    assert out[..., 16:].isnan().all()
+    dim = case.v_head_dim
+    out = torch.full((5, 4, dim + 8), NAN, dtype=case.dtype)
+    _, lse = swa_attn.prefill(*inputs.prefill_args, **inputs.options, out=out[..., :dim], lse=torch.empty(5, 4))
+    assert_close_to_oracle(inputs, out[..., :dim], lse)
+    assert out[..., dim:].isnan().all()
 
 
 @pytest.mark.parametrize("cache_dtype", [torch.float16, FP8], ids=str)
@@ -249,7 +255,7 @@ def test_pools_beyond_two_to_the_31_elements(backend, cache_dtype):
 
 @pytest.mark.parametrize("entry", ["negative", "too large"])
 def test_a_page_outside_the_pools_is_an_error_on_the_cpu(backend, entry):
-    if backend == "triton":
+    if backend in ("triton", "cuda", "emulated"):
         pytest.skip("a GPU kernel does not look at values to report them")
     inputs = build(BASE)
     bad = -1 if entry == "negative" else inputs.k_cache.shape[0]

@@ -1,6 +1,7 @@
 """Which backend runs, why, and how to fix one."""
 
 import logging
+import types
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_the_first_backend_that_lacks_nothing_runs(monkeypatch, caplog):
 
 
 def test_use_backend_restores_and_refuses_unknown_names():
-    unknown = pytest.raises(ValueError, match="backend must be one of cuda, triton, cpu, reference, got 'gpu'")
+    unknown = pytest.raises(ValueError, match=r"backend must be one of cuda, triton, cpu, reference.*, got 'gpu'")
     with unknown, swa_attn.use_backend("gpu"):
         pass
     with swa_attn.use_backend("reference"):
@@ -49,6 +50,29 @@ def test_use_backend_restores_and_refuses_unknown_names():
             assert backends._forced is None
         assert backends._forced == "reference"
     assert backends._forced is None
+
+
+def test_a_registered_backend_runs_only_by_name(monkeypatch):
+    mine = types.ModuleType("mine")
+    mine.lacks = lambda case: None if case.op == "merge_states" else "it only merges"
+    mine.merge_states = lambda *args, sinks, out, lse: (out.fill_(1), lse.fill_(2))
+    monkeypatch.setattr(backends, "_registered", {})
+    backends.register("mine", mine)
+    backends.register("mine", mine)
+    for name, module in (("mine", types.ModuleType("other")), ("cpu", mine)):
+        with pytest.raises(ValueError, match=f"another backend, got '{name}'"):
+            backends.register(name, module)
+    states = torch.zeros(2, 3, 4), torch.zeros(2, 3)
+    try:
+        with swa_attn.use_backend("mine"):
+            out, lse = swa_attn.merge_states(*states, *states)
+            with pytest.raises(NotImplementedError, match="mine: it only merges"):
+                swa_attn.copy_pages(*[torch.zeros(1, 1, 1, 1, 1)] * 2, *[torch.zeros(1, dtype=torch.int64)] * 2)
+        assert (out == 1).all() and (lse == 2).all()
+        assert (swa_attn.merge_states(*states, *states)[0] == 0).all()
+    finally:
+        backends.load.cache_clear()
+        backends._choose.cache_clear()
 
 
 def test_a_backend_that_cannot_be_imported_says_why(monkeypatch):

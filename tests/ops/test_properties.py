@@ -5,6 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import swa_attn
+from fitting import fit
 from swa_attn.testing import AttentionCase, assert_close_to_oracle, build
 
 
@@ -44,7 +45,7 @@ common = settings(
 @common
 @given(case=cases())
 def test_prefill(backend, case):
-    inputs = build(case)
+    inputs = build(fit(case, backend))
     out, lse = swa_attn.prefill(*inputs.prefill_args, **inputs.options)
     assert_close_to_oracle(inputs, out, lse)
 
@@ -52,6 +53,6 @@ def test_prefill(backend, case):
 @common
 @given(case=cases(rectangular=True))
 def test_decode(backend, case):
-    inputs = build(case)
+    inputs = build(fit(case, backend))
     out, lse = swa_attn.decode(*inputs.decode_args, **inputs.options)
     assert_close_to_oracle(inputs, out.flatten(0, 1), lse.flatten(0, 1))

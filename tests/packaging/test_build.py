@@ -10,6 +10,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+
+from swa_attn import backends, native
 
 ROOT = Path(__file__).resolve().parents[2]
 READELF = shutil.which("readelf")
@@ -111,12 +114,18 @@ def test_cuda_sources_go_through_nvcc(build, broken_tree, monkeypatch):
     """The ninja file for a kernel, whether or not nvcc is here."""
     (broken_tree / "csrc" / "cuda" / "kernels").mkdir(parents=True)
     (broken_tree / "csrc" / "cuda" / "kernels" / "k.cu").write_text("__global__ void k() {}\n")
+    (broken_tree / "csrc" / "ops" / "cuda.cpp").touch()
     monkeypatch.setattr(build, "find_nvcc", lambda: "/opt/cuda/bin/nvcc")
     monkeypatch.setenv("SWA_ATTN_CUDA_ARCHS", "80;90a")
     build.write_ninja_file(build.make_plan("cuda"), broken_tree / "work", broken_tree / "_C.so")
     text = (broken_tree / "work" / "build.ninja").read_text()
     assert "nvcc = /opt/cuda/bin/nvcc" in text and "cudart static" in text
     assert "-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a" in text
+    assert "-gencode arch=compute_80,code=compute_80\n" in text  # PTX, for the GPUs that neither of the two is for
+    assert "ops/cuda.cpp" in text
+    build.write_ninja_file(build.make_plan("cpu"), broken_tree / "work", broken_tree / "_C.so")
+    text = (broken_tree / "work" / "build.ninja").read_text()
+    assert "ops/bad.cpp" in text and "ops/cuda.cpp" not in text and "k.cu" not in text
 
 
 LIBRARY = ROOT / "swa_attn" / "_C.so"
@@ -143,6 +152,22 @@ def test_the_library_needs_neither_python_nor_cuda():
     undefined = [line.split()[-1] for line in symbols.splitlines() if " UND " in line]
     # Only the C functions of the stable ABI come from torch, no mangled C++ names of it.
     assert not [name for name in undefined if name.startswith(("_ZN2at", "_ZN3c10", "_ZN5torch", "Py"))]
+
+
+@built
+def test_a_library_with_cuda_kernels_is_small_and_loads_without_a_gpu():
+    if not record_of(LIBRARY).get("cuda_archs"):
+        pytest.skip("the library was built without nvcc")
+    assert LIBRARY.stat().st_size < 10 << 20
+    assert native.unavailable("CUDA") is None
+
+    def lacks(op, dtype, head_dim):
+        return native.lacks(backends.Case(op, "cuda", "cuda", dtype, dtype, 16, 8, head_dim, 128))
+
+    assert lacks("decode", torch.bfloat16, 192) is None
+    assert "head dims" in lacks("prefill", torch.bfloat16, 96)
+    assert "bfloat16 and float16 queries" in lacks("decode", torch.float32, 192)
+    assert lacks("append_kv", torch.float32, 96) is None
 
 
 @pytest.mark.parametrize("mode", ["none", pytest.param("cpu", marks=pytest.mark.slow)])

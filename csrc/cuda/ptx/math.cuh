@@ -44,11 +44,11 @@ SWA_DEVICE float tanh_approx(float x) {
 }
 
 template <class T>
-SWA_DEVICE constexpr T min(T a, T b) {
+SWA_ANYWHERE constexpr T min(T a, T b) {
   return b < a ? b : a;
 }
 template <class T>
-SWA_DEVICE constexpr T max(T a, T b) {
+SWA_ANYWHERE constexpr T max(T a, T b) {
   return a < b ? b : a;
 }
 

@@ -1,6 +1,7 @@
 // The test kernels for sm_80, for the checks of the device build; nothing here is launched.
 #include "counted.cuh"
 #include "fa_sm80.cuh"
+#include "misc_sm80.cuh"
 #include "primitives_sm80.cuh"
 
 namespace swa::test {

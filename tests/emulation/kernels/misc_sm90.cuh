@@ -1,5 +1,5 @@
-// Kernels that put several primitives together: named barriers with votes, a cluster with
-// multicast, cp.async with mbarriers.
+// Kernels that put several sm_90 primitives together: a cluster with multicast, cp.async with
+// mbarriers, the phases of an mbarrier.
 #pragma once
 #include "cuda/ptx/bulk.cuh"
 #include "cuda/ptx/cluster.cuh"
@@ -10,48 +10,12 @@
 #include "cuda/ptx/ld_st.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/shared.cuh"
-#include "cuda/ptx/shuffle.cuh"
 #include "cuda/ptx/sync.cuh"
 #include "cuda/ptx/thread.cuh"
 #include "cuda/ptx/tma.cuh"
 #include "planted.cuh"
 
 namespace swa::test::misc {
-
-// Two warps produce, two consume, through named barriers. in and out: [grid, 128]; out is in
-// reversed per 64, doubled, plus the result of votes in the last element.
-struct ExchangeStorage {
-  int buffer[64];
-  float vote;
-};
-__global__ void __launch_bounds__(128) exchange(const int* in_, int* out_) {
-  ExchangeStorage& smem = ptx::shared_storage<ExchangeStorage>();
-  ptx::GlobalPointer<const int> in = in_;
-  ptx::GlobalPointer<int> out = out_;
-  ptx::SharedPointer<int> buffer(smem.buffer);
-  ptx::SharedPointer<float> vote(&smem.vote);
-  const int t = int(ptx::thread_idx().x), lane = ptx::lane_id(),
-            first = int(ptx::block_idx().x) * 128;
-  constexpr int kFilled = 1, kEmptied = 2;
-  for (int i = 0; i < 2; ++i) {
-    if (t < 64) {
-      if (i) ptx::barrier_sync(kEmptied, 128);
-      buffer[t] = in[first + i * 64 + t] * 2;
-      ptx::barrier_arrive(kFilled, 128);
-    } else {
-      ptx::barrier_sync(kFilled, 128);
-      out[first + i * 64 + t - 64] = int(buffer[127 - t]);
-      if (i == 0) ptx::barrier_arrive(kEmptied, 128);
-    }
-  }
-  ptx::sync_threads();
-  const int s = lane < 16 ? ptx::shfl_xor(lane, 1, 0x0000ffffu) : ptx::shfl(lane, 16, 0xffff0000u);
-  const uint32_t odd = ptx::ballot(s & 1);
-  if (t == 0) vote[0] = float(odd >> 16 == 0);
-  ptx::sync_threads();
-  if (t == 127)
-    out[first + 127] = int(out[first + 127]) + int(float(vote[0])) * 1000 + int(odd & 3);
-}
 
 // Clusters of two CTAs: each loads half of a [64, 64] bf16 tile and multicasts it to both,
 // `num_tiles` times; remote arrivals release the buffer; a bulk copy brings the bias and another
@@ -142,6 +106,43 @@ __global__ void __launch_bounds__(64) handover(const uint32_t* in, uint32_t* out
     for (int i = 0; i < 4; ++i)
       ptx::stg(out + i * 32 + t - 32,
                ptx::lds<uint32_t>(buffer + uint32_t((t - 32) * 4 + i * 128)));
+  }
+}
+
+// One warp writes, the other reads, through two mbarriers, for four phases; out[4 * 32 ..] holds
+// what try_wait said about a fresh barrier: for parity 1 yes, for parity 0 no. in: [128], out: [4 *
+// 32 + 2].
+struct PhasesStorage {
+  uint32_t buffer[32];
+  uint64_t full, empty;
+};
+__global__ void __launch_bounds__(64) phases(const uint32_t* in, uint32_t* out) {
+  PhasesStorage& smem = ptx::shared_storage<PhasesStorage>();
+  const uint32_t full = ptx::smem_u32(&smem.full), empty = ptx::smem_u32(&smem.empty);
+  const int t = int(ptx::thread_idx().x), lane = ptx::lane_id();
+  const uint32_t word = ptx::smem_u32(&smem.buffer[lane]);
+  if (t == 0) {
+    ptx::mbarrier_init(full, 32);
+    ptx::mbarrier_init(empty, 32);
+    ptx::stg(out + 128, uint32_t(ptx::mbarrier_try_wait(full, 1)));
+    ptx::stg(out + 129, uint32_t(ptx::mbarrier_try_wait(full, 0)));
+  }
+  ptx::sync_threads();
+  for (int i = 0; i < 4; ++i) {
+    if (t < 32) {
+      ptx::mbarrier_wait(empty, uint32_t(i + 1) & 1);
+      ptx::sts(word, ptx::ldg<uint32_t>(in + i * 32 + lane));
+      ptx::mbarrier_arrive(full);
+    } else {
+      ptx::mbarrier_wait(full, uint32_t(i) & 1);
+      ptx::stg(out + i * 32 + lane, ptx::lds<uint32_t>(word ^ 4u));
+      ptx::mbarrier_arrive(empty);
+    }
+  }
+  ptx::sync_threads();
+  if (t == 0) {
+    ptx::mbarrier_inval(full);
+    ptx::mbarrier_inval(empty);
   }
 }
 

@@ -1,9 +1,8 @@
-// The kernels of primitives_*.cuh, misc_sm90.cuh and counted.cuh under their names, for the Python
-// side.
-#include "counted.cuh"
+// The kernels of primitives_sm90.cuh and misc_sm90.cuh under their names, for the Python side;
+// built for the emulator and for a card.
 #include "emulation/registry.hpp"
 #include "misc_sm90.cuh"
-#include "primitives_sm80.cuh"
+#include "one_warp.hpp"
 #include "primitives_sm90.cuh"
 
 namespace swa::test {
@@ -12,53 +11,13 @@ namespace {
 using emu::Args;
 using emu::Registration;
 
-template <class... Params, class... Arguments>
-void one_warp(size_t smem_bytes, void (*kernel)(Params...), Arguments... arguments) {
-  ptx::launch({1, 32, smem_bytes}, kernel, arguments...);
-}
-
-const Registration ldmatrix("ldmatrix", [](const Args& a) {
-  one_warp(sizeof(primitives::Tile), primitives::ldmatrix, a.pointer<const uint16_t>("in"),
-           a.pointer<uint32_t>("out"));
-});
-
 const Registration stmatrix("stmatrix", [](const Args& a) {
   one_warp(1024, primitives::stmatrix, a.pointer<const uint32_t>("in"), a.pointer<uint32_t>("out"));
 });
 
-template <ptx::Half kType>
-void run_mma(const Args& a) {
-  one_warp(0, primitives::mma<kType>, a.pointer<const uint32_t>("a"),
-           a.pointer<const uint32_t>("b"), a.pointer<const float>("c"), a.pointer<float>("out"));
-}
-const Registration mma_bf16("mma_bf16", run_mma<ptx::Half::kBf16>);
-const Registration mma_fp16("mma_fp16", run_mma<ptx::Half::kFp16>);
-
-const Registration shuffle("shuffle", [](const Args& a) {
-  one_warp(0, primitives::shuffle, a.pointer<const float>("in"), a.pointer<uint32_t>("out"));
-});
 const Registration elect("elect", [](const Args& a) {
   one_warp(0, primitives::elect, a.pointer<uint32_t>("out"));
 });
-const Registration math("math", [](const Args& a) {
-  one_warp(0, primitives::math, a.pointer<const float>("in"), a.pointer<float>("out"));
-});
-const Registration ld_st("ld_st", [](const Args& a) {
-  one_warp(1024, primitives::ld_st, a.pointer<const uint32_t>("in4"),
-           a.pointer<const uint32_t>("in8"), a.pointer<const uint32_t>("in16"),
-           a.pointer<uint32_t>("out4"), a.pointer<uint32_t>("out8"), a.pointer<uint32_t>("out16"));
-});
-
-const Registration cp_async("cp_async", [](const Args& a) {
-  const int bytes = a.integer("bytes");
-  one_warp(512,
-           bytes == 16  ? primitives::cp_async<16>
-           : bytes == 8 ? primitives::cp_async<8>
-                        : primitives::cp_async<4>,
-           a.pointer<const uint8_t>("in"), a.pointer<const int>("sizes"),
-           a.pointer<uint32_t>("out"));
-});
-
 // The tensor is given as sizes and byte strides; dimension 0 is contiguous.
 const Registration tma("tma", [](const Args& a) {
   ptx::TensorMapSpec spec{};
@@ -113,10 +72,6 @@ const WgmmaRegistrations<128, ptx::Half::kBf16> wgmma_128_bf16("wgmma_128_bf16")
 const WgmmaRegistrations<64, ptx::Half::kFp16> wgmma_64_fp16("wgmma_64_fp16");
 const WgmmaRegistrations<128, ptx::Half::kFp16> wgmma_128_fp16("wgmma_128_fp16");
 
-const Registration exchange("exchange", [](const Args& a) {
-  ptx::launch({unsigned(a.integer("grid")), 128, sizeof(misc::ExchangeStorage)}, misc::exchange,
-              a.pointer<const int>("in"), a.pointer<int>("out"));
-});
 const Registration cluster_sum("cluster_sum", [](const Args& a) {
   const int num_tiles = a.integer("num_tiles");
   const auto map = ptx::encode_tensor_map({a.pointer<const void>("in"),
@@ -133,35 +88,9 @@ const Registration handover("handover", [](const Args& a) {
   ptx::launch({1, 64, sizeof(misc::HandoverStorage)}, misc::handover,
               a.pointer<const uint32_t>("in"), a.pointer<uint32_t>("out"));
 });
-
-const Registration global_loads("counted/global_loads", [](const Args& a) {
-  one_warp(0, counted::global_loads, a.pointer<const uint8_t>("in"), a.integer("stride"),
-           a.integer("times"), a.integer("active_lanes"), a.pointer<uint32_t>("out"));
-});
-template <class V>
-void run_shared(const Args& a) {
-  one_warp(sizeof(counted::Storage), counted::shared_accesses<V>, a.integer("stride"));
-}
-const Registration shared_4("counted/shared_4", run_shared<uint32_t>);
-const Registration shared_8("counted/shared_8", run_shared<ptx::U32x2>);
-const Registration shared_16("counted/shared_16", run_shared<ptx::U32x4>);
-const Registration counted_cp_async("counted/cp_async", [](const Args& a) {
-  one_warp(sizeof(counted::Storage), counted::cp_async, a.pointer<const uint8_t>("device_pages"),
-           a.pointer<const uint8_t>("host_pages"), a.integer("split"), a.integer("end"),
-           a.integer("stride"));
-});
-const Registration counted_ldmatrix("counted/ldmatrix", [](const Args& a) {
-  one_warp(sizeof(counted::Storage), counted::ldmatrix, a.integer("stride"));
-});
-const Registration arithmetic("counted/arithmetic", [](const Args& a) {
-  ptx::launch({1, 64, 0}, counted::arithmetic, a.pointer<float>("out"));
-});
-
-// A launch that no GPU would take.
-const Registration bad_launch("bad_launch", [](const Args& a) {
-  emu::launch({unsigned(a.integer("grid")), unsigned(a.integer("threads")),
-               size_t(a.integer("smem_bytes")), unsigned(a.integer("cluster"))},
-              [] {});
+const Registration phases("phases", [](const Args& a) {
+  ptx::launch({1, 64, sizeof(misc::PhasesStorage)}, misc::phases, a.pointer<const uint32_t>("in"),
+              a.pointer<uint32_t>("out"));
 });
 
 }  // namespace

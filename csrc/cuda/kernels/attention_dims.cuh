@@ -1,0 +1,55 @@
+// The attention kernels of one pair of head dimensions, for all dtypes: what a translation unit of
+// its own instantiates, so that the build is parallel.
+#pragma once
+#include "cuda/kernels/kernels.h"
+#include "cuda/kernels/sm80_decode.cuh"
+#include "cuda/kernels/sm80_prefill.cuh"
+#include "cuda/kernels/sm80_swa_prefill.cuh"
+
+namespace swa::cuda {
+
+template <class Traits>
+int prefill_traits(const AttentionParams& p, const Device& device, Stream stream) {
+  if constexpr (Traits::kHeadDim <
+                256) {  // windows that fit are too small to be in use beyond that
+    const auto ring = sm80_swa_prefill::schedule_for<Traits>(p, device);
+    if (ring.num_slots > 0)
+      return int(sm80_swa_prefill::launch<Traits>(p, ring, static_cast<ptx::Stream>(stream)));
+  }
+  const auto stages = sm80_prefill::schedule_for<Traits>(p, device);
+  if (stages.num_stages == 0) return kNoRoom;
+  return int(sm80_prefill::launch<Traits>(p, stages, static_cast<ptx::Stream>(stream)));
+}
+
+template <class Traits>
+int decode_traits(const AttentionParams& p, const Device& device, Stream stream) {
+  const auto schedule = sm80_decode::schedule_for<Traits>(p, device);
+  if (schedule.depth == 0) return kNoRoom;
+  return int(sm80_decode::launch<Traits>(p, schedule, static_cast<ptx::Stream>(stream)));
+}
+
+// Calls f with the traits of the parameters' dtypes.
+template <int kHeadDim, int kValueDim, class F>
+int with_traits(const AttentionParams& p, F f) {
+  using ptx::Half;
+  const bool float8 = p.kv_dtype == DType::kFloat8;
+  if (p.dtype == DType::kBFloat16)
+    return float8 ? f(AttentionTraits<kHeadDim, kValueDim, Half::kBf16, true>())
+                  : f(AttentionTraits<kHeadDim, kValueDim, Half::kBf16, false>());
+  return float8 ? f(AttentionTraits<kHeadDim, kValueDim, Half::kFp16, true>())
+                : f(AttentionTraits<kHeadDim, kValueDim, Half::kFp16, false>());
+}
+
+template <int kHeadDim, int kValueDim>
+int prefill_dims(const AttentionParams& p, const Device& device, Stream stream) {
+  return with_traits<kHeadDim, kValueDim>(
+      p, [&](auto traits) { return prefill_traits<decltype(traits)>(p, device, stream); });
+}
+
+template <int kHeadDim, int kValueDim>
+int decode_dims(const AttentionParams& p, const Device& device, Stream stream) {
+  return with_traits<kHeadDim, kValueDim>(
+      p, [&](auto traits) { return decode_traits<decltype(traits)>(p, device, stream); });
+}
+
+}  // namespace swa::cuda

@@ -1,0 +1,3 @@
+#include "cuda/kernels/attention_dims.cuh"
+
+template int swa::cuda::decode_dims<256, 256>(const AttentionParams&, const Device&, Stream);

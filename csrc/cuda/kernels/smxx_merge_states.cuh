@@ -1,0 +1,67 @@
+// Two partial attentions into one: a warp per row and head. A partial that saw no key has weight 0
+// and is not read.
+#pragma once
+#include <cmath>
+
+#include "cuda/ptx/launch.cuh"
+#include "cuda/ptx/thread.cuh"
+#include "cuda/tile/element.cuh"
+
+namespace swa::cuda::smxx_merge_states {
+
+constexpr int kWarps = 4, kThreads = kWarps * 32;
+
+struct Weights {
+  float a, b, lse;
+};
+
+SWA_DEVICE Weights weights_of(float lse_a, float lse_b, const float* sinks, int head) {
+  const float largest = fmaxf(lse_a, lse_b);
+  if (largest == -INFINITY) return {0.f, 0.f, -INFINITY};
+  const float a = expf(lse_a - largest), b = expf(lse_b - largest);
+  float denominator = a + b;
+  if (sinks) {
+    const ptx::GlobalPointer<const float> sink = sinks;
+    denominator += expf(sink[head] - largest);
+  }
+  return {a / denominator, b / denominator, largest + logf(a + b)};
+}
+
+// The row from element `row` on, kCount elements at once.
+template <DType kDType, int kCount>
+SWA_DEVICE void merge_row(const MergeParams& p, int64_t row, const Weights& weights) {
+  using Row = Elements<kDType, kCount>;
+  for (int column = ptx::lane_id() * kCount; column < p.dim; column += 32 * kCount) {
+    const int64_t offset = (row + column) * kSizeOf<kDType>;
+    typename Row::Bits a = {}, b = {}, merged = {};
+    if (weights.a != 0.f) a = load_unit<Row::kBytes>(p.out_a + offset);
+    if (weights.b != 0.f) b = load_unit<Row::kBytes>(p.out_b + offset);
+    SWA_UNROLL
+    for (int i = 0; i < kCount; ++i)
+      Row::set(merged, i, Row::get(a, i) * weights.a + Row::get(b, i) * weights.b);
+    store_unit<Row::kBytes>(p.out + offset, merged);
+  }
+}
+
+template <DType kDType>
+__global__ void __launch_bounds__(kThreads)
+    kernel(const __grid_constant__ MergeParams p, const bool wide) {
+  const int64_t index = int64_t(ptx::block_idx().x) * kWarps + ptx::warp_id();
+  if (index >= p.rows * p.num_heads) return;
+  const ptx::GlobalPointer<const float> lse_a = p.lse_a, lse_b = p.lse_b;
+  const Weights weights = weights_of(lse_a[index], lse_b[index], p.sinks, int(index % p.num_heads));
+  if (wide)
+    merge_row<kDType, kElementsAtOnce<kDType>>(p, index * p.dim, weights);
+  else
+    merge_row<kDType, 1>(p, index * p.dim, weights);
+  const ptx::GlobalPointer<float> lse = p.lse;
+  if (ptx::lane_id() == 0) lse[index] = weights.lse;
+}
+
+template <DType kDType>
+ptx::Error launch(const MergeParams& p, bool wide, ptx::Stream stream) {
+  const unsigned blocks = unsigned((p.rows * p.num_heads + kWarps - 1) / kWarps);
+  return ptx::launch({blocks, kThreads, 0, 1, stream}, kernel<kDType>, p, wide);
+}
+
+}  // namespace swa::cuda::smxx_merge_states
