@@ -90,9 +90,9 @@ struct AttentionParams {
   }
 };
 
-// A piece of work: some consecutive queries of one sequence, all query heads of one KV head.
+// A piece of work: some consecutive queries of one sequence, all query heads of num_heads KV heads.
 struct AttentionTile {
-  int64_t sequence, first_token, num_tokens, kv_head;
+  int64_t sequence, first_token, num_tokens, kv_head, num_heads;
 };
 
 struct AppendParams {

@@ -25,6 +25,8 @@ constexpr int64_t kRowsPerTile =
     128;  // query rows (tokens x group) that share a gathered tile of keys
 constexpr int64_t kTokensPerTile =
     64;  // bounds the keys outside a row's window that its tile walks over
+constexpr int64_t kCacheBytes = 65536;   // queries and sums that a piece of several heads may keep
+constexpr int64_t kPiecesPerThread = 4;  // enough to share unequal pieces out
 constexpr int64_t kBytesPerThread = 32768;  // less than this is not worth another thread
 
 PagePool pool_of(const Tensor& cache, const OptionalTensor& host, const OptionalTensor& scale) {
@@ -78,6 +80,17 @@ void check_lengths(const char* op, const AttentionParams& p, int64_t num_seqs, i
   }
 }
 
+// How many KV heads one piece of work takes. Together they read whole slots, which lie in one
+// place; apart they are more pieces for the threads, and the rows of many tokens need the cache
+// themselves.
+int64_t heads_per_tile(const AttentionParams& p, int64_t num_seqs, int64_t num_tokens) {
+  const int64_t row_bytes = (p.k.dim + p.v.dim) * int64_t(sizeof(float));
+  const int64_t fit = kCacheBytes / std::max<int64_t>(1, num_tokens * p.group_size * row_bytes);
+  const int64_t pieces = num_seqs * p.num_kv_heads;
+  const int64_t wanted = kPiecesPerThread * torch::stable::get_num_threads();
+  return std::max<int64_t>(1, std::min({p.num_kv_heads, fit, pieces / wanted}));
+}
+
 void attention(const char* op, const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
                const Tensor& block_table, const Tensor& seqlens_k,
                const OptionalTensor& cu_seqlens_q, double softmax_scale, int64_t window,
@@ -119,9 +132,11 @@ void attention(const char* op, const Tensor& q, const Tensor& k_cache, const Ten
   std::vector<AttentionTile> tiles;
   for (int64_t s = 0; s < num_seqs; ++s) {
     const int64_t length = p.query_len(s);
-    for (int64_t head = 0; head < p.num_kv_heads; ++head) {
+    const int64_t heads = heads_per_tile(p, num_seqs, std::min(length, per_tile));
+    for (int64_t head = 0; head < p.num_kv_heads; head += heads) {
       for (int64_t first = 0; first < length; first += per_tile) {
-        tiles.push_back({s, first, std::min(per_tile, length - first), head});
+        tiles.push_back({s, first, std::min(per_tile, length - first), head,
+                         std::min(heads, p.num_kv_heads - head)});
       }
     }
   }

@@ -21,17 +21,24 @@ def allowed_error(exact: Tensor, same_precision: Tensor) -> float:
     dtype = same_precision.dtype
     finite = torch.isfinite(exact)
     error = (same_precision.double() - exact)[finite].abs().max().item() if finite.any() else 0.0
-    largest = exact[finite].abs().max().item() if finite.any() else 0.0
-    return 2 * error + 2 * torch.finfo(dtype).eps * largest
+    return 2 * error + 2 * torch.finfo(dtype).eps * _largest(exact)
+
+
+def _largest(x: Tensor) -> float:
+    """The largest finite magnitude, 0 if there is none."""
+    finite = x[torch.isfinite(x)]
+    return finite.abs().max().item() if finite.numel() else 0.0
 
 
 def assert_close_to_oracle(inputs: Inputs, out: Tensor, lse: Tensor) -> None:
     """Compare with the oracle; the message shows the first wrong elements and both values."""
     exact = oracle(inputs)
     rough = oracle(inputs, inputs.q.dtype)
+    # A peaked row's lse is its largest score. Its rounding to float32 may not show in the few rows of `rough`.
+    score_rounding = torch.finfo(torch.float32).eps * _largest(exact[1])
     for name, got, expected, approximate in zip(("out", "lse"), (out, lse), exact, rough, strict=True):
         got = got.reshape(expected.shape).double()
-        tolerance = allowed_error(expected, approximate)
+        tolerance = allowed_error(expected, approximate) + score_rounding * (_largest(expected) if name == "out" else 1)
         same = (got == expected) | ((got - expected).abs() <= tolerance)  # -inf equals -inf; NaN equals nothing
         if not same.all():
             wrong = (~same).nonzero()

@@ -14,9 +14,20 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from attention_mutations import ATTENTION_MUTATIONS
+
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = "csrc/cuda"
 PAGES = ("tests/emulation/test_page_kernels.py", "tests/ops/test_pages.py")
+ATTENTION = tuple(
+    f"tests/{name}.py"
+    for name in (
+        "emulation/test_attention_kernels",
+        "ops/test_attention",
+        "ops/test_invariance",
+        "emulation/test_attention_counters",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ HOST_APPEND, HOST_COPY, HOST_MERGE = (file.removesuffix("h") for file in (APPEND
 FP8, ELEMENT, POOL = f"{CUDA}/tile/fp8.cuh", f"{CUDA}/tile/element.cuh", f"{CUDA}/attention/page_pool.cuh"
 
 MUTATIONS = (
+    *(Mutation(name, f"{CUDA}/{file}", old, new, ATTENTION) for name, file, old, new in ATTENTION_MUTATIONS),
     Mutation("append: negative slots are written", APPEND, "mapped < 0 ||", "mapped < -7 ||"),
     Mutation("append: no upper bound of slots", APPEND, "page >= int64_t(pool.num_device_pages)", "page > (1LL << 40)"),
     Mutation("append: only device pages", APPEND, " + pool.num_host_pages", ""),
@@ -47,7 +59,18 @@ MUTATIONS = (
         "pool: host pages with device strides", POOL, "slot * pool.host_slot_stride", "slot * pool.device_slot_stride"
     ),
     Mutation("pool: the first host page is a device page", POOL, "page_id < pool", "page_id <= pool"),
-    Mutation("append: host alignment not looked at", HOST_APPEND, "size_of(to), pool.host", "0 + 1, pool.host"),
+    Mutation("append: host alignment not looked at", HOST_APPEND, "count * size_of(to), pool.host", "1, pool.host"),
+    Mutation("append: token alignment not looked at", HOST_APPEND, "count * size_of(from), rows", "1, rows"),
+    Mutation(
+        "append: device alignment not looked at", HOST_APPEND, "count * size_of(to), pool.device", "1, pool.device"
+    ),
+    Mutation("copy: source alignment not looked at", HOST_COPY, "all_aligned(bytes, p.src", "all_aligned(1, p.src"),
+    Mutation(
+        "scaled copy: source alignment not looked at", HOST_COPY, "count * size_of(p.src_dtype), p.src", "1, p.src"
+    ),
+    Mutation(
+        "scaled copy: target alignment not looked at", HOST_COPY, "count * size_of(p.dst_dtype), p.dst", "1, p.dst"
+    ),
     Mutation("fp8: half rounds up", FP8, "0x7ffff + (size >> 20 & 1)", "0x80000"),
     Mutation("fp8: no saturation", FP8, "if (size > kLargest) size = kLargest;", ""),
     Mutation("fp8: NaN saturates", FP8, "if (size > kInfinity) return sign | 0x7f;", ""),
@@ -100,6 +123,7 @@ MUTATIONS = (
     Mutation("merge: no sink", MERGE, "denominator += expf", "denominator += 0.f * expf"),
     Mutation("merge: the row's own sink", MERGE, "int(index % p.num_heads)", "0"),
     Mutation("merge: weights without the maximum", MERGE, "expf(lse_b - largest)", "expf(lse_b)"),
+    Mutation("merge: alignment of out not looked at", HOST_MERGE, "&& all_aligned(kWidestUnit, p.out, {})", ""),
     Mutation("merge: alignment of b not looked at", HOST_MERGE, "all_aligned(kWidestUnit, p.out_b, {}) && ", ""),
 )
 

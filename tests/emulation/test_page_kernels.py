@@ -97,19 +97,20 @@ def new_tokens(num_tokens, heads, head_dim, v_head_dim, dtype):
 
 @pytest.mark.parametrize("dtype, cache_dtype", list(itertools.product(FLOATS, [*FLOATS, FP8])), ids=str)
 @pytest.mark.parametrize(
-    "layout, shift, host_shift", [("padded", 0, 1), ("hnd", 1, 0), ("packed", 0, 0), ("nhd", 3, 5)]
+    "layout, token_shift, device_shift, host_shift",
+    [("padded", 0, 0, 1), ("hnd", 0, 1, 0), ("padded", 1, 0, 0), ("packed", 0, 0, 0), ("nhd", 3, 5, 7)],
 )
-def test_append_between_all_dtypes_at_any_alignment(dtype, cache_dtype, layout, shift, host_shift):
+def test_append_between_all_dtypes_at_any_alignment(dtype, cache_dtype, layout, token_shift, device_shift, host_shift):
     """head_dim 24 and v_head_dim 9 in one call: one side may be moved by wide units when the other is not."""
     heads, page_size, slots = 3, 5, torch.tensor([14, -7, 3, 22, 9, 16])
-    key, value = (shifted(x, shift) for x in new_tokens(6, heads, 24, 9, dtype))
+    key, value = (shifted(x, token_shift) for x in new_tokens(6, heads, 24, 9, dtype))
     scales = [torch.rand(5, heads) + 0.5 for _ in range(2)] if cache_dtype == FP8 else [None, None]
     pools = []
     for _ in range(2):
         device = empty_pool((3, page_size, heads, 24), 9, layout, cache_dtype, NAN)
         host = empty_pool((2, page_size, heads, 24), 9, "nhd" if layout != "nhd" else "hnd", cache_dtype, NAN)
         if layout != "packed":
-            device = [shifted(x, shift) for x in device]
+            device = [shifted(x, device_shift) for x in device]
         pools.append((device, [shifted(x, host_shift) for x in host]))
     for op, (device, host) in zip((swa_attn.append_kv, reference.append_kv), pools, strict=True):
         op(key, value, *device, slots, k_scale=scales[0], v_scale=scales[1], k_host_cache=host[0], v_host_cache=host[1])
@@ -186,14 +187,14 @@ def test_copy_at_any_alignment(dtype, src_shift, dst_shift):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("dim, shift", [(32, 0), (32, 1), (5, 0)])
+@pytest.mark.parametrize("dim, shift, down_shift", [(32, 0, 0), (32, 1, 0), (32, 0, 1), (5, 0, 0)])
 @pytest.mark.parametrize("order", ["layers", "heads", "slots"])
-def test_float8_both_ways_at_any_alignment(dtype, dim, shift, order):
+def test_float8_both_ways_at_any_alignment(dtype, dim, shift, down_shift, order):
     src = random_pool((2, 4, 3, 2, dim), dtype, ORDERS[order])
     src[0, 1] = 0
     src[1, 3, :, 1] *= 1000
     src = shifted(src, shift)
-    down = [torch.full((2, 3, 3, 2, dim), NAN).to(FP8) for _ in range(2)]
+    down = [shifted(torch.full((2, 3, 3, 2, dim), NAN).to(FP8), down_shift) for _ in range(2)]
     scale = [torch.full((3, 2, 2), NAN).transpose(0, 1) for _ in range(2)]
     there, here = torch.tensor([3, 1, -1]), torch.tensor([0, 2, 1])
     swa_attn.copy_pages(src, down[0], there, here, dst_scale=scale[0])
@@ -268,14 +269,17 @@ def test_copy_outside_a_pool_writes_nothing(src_page, dst_page, dtype, scales):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("dim, shift", [(64, 0), (64, 1), (7, 0), (300, 0)])
-def test_merge_at_any_alignment(dtype, dim, shift):
+@pytest.mark.parametrize(
+    "dim, shifts", [(64, (0, 0, 0)), (64, (1, 0, 0)), (64, (0, 1, 0)), (64, (0, 0, 1)), (7, (0, 0, 0))]
+)
+def test_merge_at_any_alignment(dtype, dim, shifts):
     generator = torch.Generator().manual_seed(0)
-    a, b = (shifted(torch.randn(3, 2, 5, dim, generator=generator).to(dtype), shift) for _ in range(2))
+    a, b, out = (shifted(torch.randn(3, 2, 5, dim, generator=generator).to(dtype), n) for n in shifts)
     lse_a, lse_b, sinks = (torch.randn(shape, generator=generator) * 3 for shape in ((3, 2, 5), (3, 2, 5), (5,)))
     lse_a[0, 0, 1], lse_b[1, 1, 2] = -math.inf, -math.inf
     a[0, 0, 1], b[1, 1, 2] = NAN, NAN
-    out, lse = swa_attn.merge_states(a, lse_a, b, lse_b, sinks=sinks)
+    lse = torch.full((3, 2, 5), NAN)
+    emulated_backend.merge_states(a, lse_a, b, lse_b, sinks=sinks, out=out, lse=lse)
     exact, exact_lse = reference.merge_states(a.double(), lse_a, b.double(), lse_b, sinks)
     assert ((out.double() - exact).abs() <= 2 * torch.finfo(dtype).eps * exact.abs().max()).all()
     torch.testing.assert_close(lse.double(), exact_lse, rtol=4e-7, atol=4e-7)

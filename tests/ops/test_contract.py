@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fitting import fit
 
 import swa_attn
 from swa_attn import _checks, ops
@@ -26,7 +27,7 @@ def attention_arguments(case, op):
     options = {**inputs.options, "window": case.window or -1}
     args = inputs.decode_args if op.startswith("decode") else inputs.prefill_args
     if op.endswith(".out"):
-        out = torch.empty(*args[0].shape[:-1], case.v_head_dim)
+        out = torch.empty(*args[0].shape[:-1], case.v_head_dim, dtype=case.dtype)
         options |= {"out": out, "lse": torch.empty(args[0].shape[:-1])}
     return args, options
 
@@ -58,7 +59,7 @@ def test_every_op_is_defined():
 @pytest.mark.parametrize("name", sorted(n for n in NAMES if n.startswith(("prefill", "decode"))))
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_opcheck_attention(backend, name, case):
-    args, options = attention_arguments(case, name)
+    args, options = attention_arguments(fit(case, backend), name)
     torch.library.opcheck(overload(name), args, options)
 
 
@@ -70,7 +71,7 @@ def test_opcheck_pages(backend, name):
 
 def test_opcheck_fp8(backend):
     for name in ("prefill", "decode.out"):
-        args, options = attention_arguments(replace(CASES[1], cache_dtype=FP8), name)
+        args, options = attention_arguments(fit(replace(CASES[1], cache_dtype=FP8), backend), name)
         torch.library.opcheck(overload(name), args, options, test_utils=FP8_CHECKS)
     (src, _, *pages), _ = page_arguments("copy_pages")
     down, scale = torch.zeros(2, 4, 4, 2, 16, dtype=FP8), torch.zeros(2, 4, 2)
@@ -79,8 +80,9 @@ def test_opcheck_fp8(backend):
 
 def test_fullgraph_compile_of_a_layer(backend):
     """append, attention and merge in one graph, the in-place update included; new lengths do not recompile."""
-    inputs = build(AttentionCase(seqs=((3, 9), (3, 14))))
-    key, value = torch.randn(6, 2, 16), torch.randn(6, 2, 16)
+    case = fit(AttentionCase(seqs=((3, 9), (3, 14))), backend)
+    inputs = build(case)
+    key, value = (torch.randn(6, 2, dim).to(case.dtype) for dim in (case.head_dim, case.v_head_dim))
     slots = torch.full((6,), -1)
     slots[5] = int(inputs.block_table[1, 3]) * 4 + 1
 
@@ -238,7 +240,7 @@ def test_copy_pages_on_the_cpu_refuses_lists_elsewhere():
 
 def test_two_windows_in_one_process(backend):
     """A window must not stick from one call to the next (compiled kernels, cached plans)."""
-    case = AttentionCase(seqs=((3, 20),))
+    case = fit(AttentionCase(seqs=((3, 20),)), backend)
     wide, narrow = build(replace(case, window=None)), build(replace(case, window=2))
     first = swa_attn.prefill(*wide.prefill_args, **wide.options)[0]
     second = swa_attn.prefill(*narrow.prefill_args, **narrow.options)[0]

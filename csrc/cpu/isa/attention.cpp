@@ -1,5 +1,5 @@
-// Windowed paged attention of one tile of queries: all query heads of a KV head x some consecutive
-// tokens of a sequence.
+// Windowed paged attention of one tile of queries: all query heads of some KV heads x some
+// consecutive tokens of a sequence.
 //
 // Keys are walked in tiles of kTileKeys anchored at absolute positions. A tile's visible keys are
 // gathered once into scratch, K transposed, and multiplied with blocks of query rows; the softmax
@@ -67,13 +67,16 @@ class TileAttention {
     k_steps_ = round_up(p.k.dim, kDepth * kLanes) / kDepth;
     v_columns_ = round_up(p.v.dim, kColumns);
     static thread_local Scratch scratch;
-    const int64_t words = num_rows_ * (k_steps_ + v_columns_ + 2) + kTileKeys * (k_steps_ * 2) +
-                          kTileKeys * v_columns_ * 3 + kMaxRows * kTileKeys * 2;
-    scratch.reserve(words * 4 + 16 * 64);
-    queries_ = scratch.take<uint32_t>(num_rows_ * k_steps_);
-    sums_ = scratch.take<float>(num_rows_ * v_columns_);
-    largest_ = scratch.take<float>(num_rows_);
-    total_ = scratch.take<float>(num_rows_);
+    const int64_t words = tile.num_heads * num_rows_ * (k_steps_ + v_columns_ + 2) +
+                          kTileKeys * (k_steps_ * 2) + kTileKeys * v_columns_ * 3 +
+                          kMaxRows * kTileKeys * 2;
+    scratch.reserve(words * 4 + 2 * tile.num_heads * int64_t(sizeof(KeyRows)) + 16 * 64);
+    rows_ = scratch.take<KeyRows>(tile.num_heads);
+    next_rows_ = scratch.take<KeyRows>(tile.num_heads);
+    all_queries_ = scratch.take<uint32_t>(tile.num_heads * num_rows_ * k_steps_);
+    all_sums_ = scratch.take<float>(tile.num_heads * num_rows_ * v_columns_);
+    all_largest_ = scratch.take<float>(tile.num_heads * num_rows_);
+    all_total_ = scratch.take<float>(tile.num_heads * num_rows_);
     key_rows_ = scratch.take<uint32_t>(kTileKeys * k_steps_);
     keys_ = scratch.take<uint32_t>(k_steps_ * kTileKeys);
     values_ = scratch.take<uint32_t>(kTileKeys / kDepth * v_columns_);
@@ -83,31 +86,49 @@ class TileAttention {
   }
 
   void run() {
-    load_queries();
-    std::fill_n(sums_, num_rows_ * v_columns_, 0.0f);
-    std::fill_n(largest_, num_rows_, kMinusInfinity);
-    std::fill_n(total_, num_rows_, 0.0f);
     const int64_t begin = first_visible(first_position_);
     const int64_t end = std::max<int64_t>(begin, first_position_ + tile_.num_tokens);
     int64_t key = begin / kTileKeys * kTileKeys;
-    KeyRows rows, next;
-    if (key < end && !locate(begin, std::min(end, key + kTileKeys), rows)) return;
-    for (; key < end; key += kTileKeys) {
-      // The rows of a head lie far apart, so the hardware does not see the next ones coming.
-      const int64_t next_key = key + kTileKeys;
-      if (next_key < end && !locate(next_key, std::min(end, next_key + kTileKeys), next)) return;
-      load_keys(rows);
-      load_values(rows);
-      values_finite_ = all_finite(values_, kTileKeys / kDepth * v_columns_);
-      for (int64_t row = 0; row < num_rows_; row += kMaxRows) {
-        attend(key, row, std::min<int64_t>(kMaxRows, num_rows_ - row));
-      }
-      rows = next;
+    for (int64_t h = 0; h < tile_.num_heads; ++h) {
+      enter(h);
+      load_queries();
+      std::fill_n(sums_, num_rows_ * v_columns_, 0.0f);
+      std::fill_n(largest_, num_rows_, kMinusInfinity);
+      std::fill_n(total_, num_rows_, 0.0f);
+      if (key < end && !locate(begin, std::min(end, key + kTileKeys), rows_[h])) return;
     }
-    store_results();
+    for (; key < end; key += kTileKeys) {
+      const int64_t next_key = key + kTileKeys, next_end = std::min(end, next_key + kTileKeys);
+      // Heads inside tiles: the heads of a key are neighbours in memory, so a page of it is used up
+      // before the next. The hardware still does not see the rows of the next tile coming.
+      for (int64_t h = 0; h < tile_.num_heads; ++h) {
+        enter(h);
+        if (next_key < end && !locate(next_key, next_end, next_rows_[h])) return;
+        load_keys(rows_[h]);
+        load_values(rows_[h]);
+        values_finite_ = all_finite(values_, kTileKeys / kDepth * v_columns_);
+        for (int64_t row = 0; row < num_rows_; row += kMaxRows) {
+          attend(key, row, std::min<int64_t>(kMaxRows, num_rows_ - row));
+        }
+      }
+      std::swap(rows_, next_rows_);
+    }
+    for (int64_t h = 0; h < tile_.num_heads; ++h) {
+      enter(h);
+      store_results();
+    }
   }
 
  private:
+  // Make the h-th KV head of the tile the current one.
+  void enter(int64_t h) {
+    kv_head_ = tile_.kv_head + h;
+    queries_ = all_queries_ + h * num_rows_ * k_steps_;
+    sums_ = all_sums_ + h * num_rows_ * v_columns_;
+    largest_ = all_largest_ + h * num_rows_;
+    total_ = all_total_ + h * num_rows_;
+  }
+
   int64_t position(int64_t row) const { return first_position_ + row / p_.group_size; }
 
   int64_t first_visible(int64_t position) const {
@@ -118,7 +139,7 @@ class TileAttention {
     const int64_t seq = tile_.sequence;
     for (int64_t row = 0; row < num_rows_; ++row) {
       const int64_t token = tile_.first_token + row / p_.group_size;
-      const int64_t head = tile_.kv_head * p_.group_size + row % p_.group_size;
+      const int64_t head = kv_head_ * p_.group_size + row % p_.group_size;
       const char* q = p_.q + p_.offset(seq, token, p_.q_seq_stride, p_.q_token_stride) +
                       head * p_.q_head_stride;
       load_words(p_.dtype, q, p_.k.dim, 1.0f, queries_ + row * k_steps_);
@@ -158,13 +179,13 @@ class TileAttention {
         bad_.record(tile_.sequence, logical, page);
         return false;
       }
-      const int64_t index = page * p_.num_kv_heads + tile_.kv_head;
+      const int64_t index = page * p_.num_kv_heads + kv_head_;
       const float k_scale = p_.k.scale ? p_.k.scale[index] : 1.0f;
       const float v_scale = p_.v.scale ? p_.v.scale[index] : 1.0f;
       const int64_t k_stride = p_.k.slot_stride(page), v_stride = p_.v.slot_stride(page);
       const int64_t slot = key - logical * p_.page_size;
-      const char* k = p_.k.page(page, tile_.kv_head) + slot * k_stride;
-      const char* v = p_.v.page(page, tile_.kv_head) + slot * v_stride;
+      const char* k = p_.k.page(page, kv_head_) + slot * k_stride;
+      const char* v = p_.v.page(page, kv_head_) + slot * v_stride;
       const int64_t stop = std::min(last, (logical + 1) * p_.page_size);
       for (; key < stop; ++key, k += k_stride, v += v_stride) {
         const int64_t i = key - tile_start;
@@ -331,7 +352,7 @@ class TileAttention {
     const int64_t seq = tile_.sequence, num_heads = p_.num_kv_heads * p_.group_size;
     for (int64_t row = 0; row < num_rows_; ++row) {
       const int64_t token = tile_.first_token + row / p_.group_size;
-      const int64_t head = tile_.kv_head * p_.group_size + row % p_.group_size;
+      const int64_t head = kv_head_ * p_.group_size + row % p_.group_size;
       float* sums = sums_ + row * v_columns_;
       float lse = kMinusInfinity;
       if (total_[row] != 0) {  // NaN included: it must show
@@ -351,6 +372,10 @@ class TileAttention {
   const AttentionTile& tile_;
   BadIndex& bad_;
   int64_t first_position_, num_rows_, k_steps_, v_columns_;
+  KeyRows *rows_, *next_rows_;  // of the tile's KV heads, for one tile of keys and the one after it
+  uint32_t* all_queries_;       // the four of all heads, one head after the other
+  float *all_sums_, *all_largest_, *all_total_;
+  int64_t kv_head_ = 0;      // the current one, and its:
   uint32_t* queries_;        // [num_rows_, k_steps_]
   float* sums_;              // [num_rows_, v_columns_]
   float* largest_;           // [num_rows_]
