@@ -39,29 +39,32 @@ class Arguments:
         contiguous: bool = False,
     ) -> None:
         """`shape` mixes sizes that must match with names of free ones; a host tensor may live on the CPU for any op."""
-        if x.dim() != len(shape):
-            self.fail(name, f"{len(shape)}-dimensional [{', '.join(map(str, shape))}]", f"shape {list(x.shape)}")
-        for size, expected in zip(x.shape, shape, strict=True):
-            if not isinstance(expected, str) and size != expected:
-                self.fail(name, f"of shape [{', '.join(map(str, shape))}]", f"{list(x.shape)}")
+        sizes = x.shape  # asked for once: every call runs this for each of its tensors
+        if len(sizes) != len(shape):
+            self.fail(name, f"{len(shape)}-dimensional [{', '.join(map(str, shape))}]", f"shape {list(sizes)}")
+        for size, expected in zip(sizes, shape):
+            if size != expected and not isinstance(expected, str):
+                self.fail(name, f"of shape [{', '.join(map(str, shape))}]", f"{list(sizes)}")
         if x.dtype not in dtypes:
             self.fail(name, _names(dtypes), str(x.dtype).removeprefix("torch."), TypeError)
-        if contiguous and not x.is_contiguous():
-            self.fail(name, "contiguous", f"strides {list(x.stride())}")
-        if not contiguous and x.dim() and x.shape[-1] > 1 and x.stride(-1) != 1:
+        if contiguous:
+            if not x.is_contiguous():
+                self.fail(name, "contiguous", f"strides {list(x.stride())}")
+        elif sizes and sizes[-1] > 1 and x.stride(-1) != 1:
             self.fail(name, "contiguous in its last dimension", f"strides {list(x.stride())}")
-        if torch.is_grad_enabled() and x.requires_grad:
+        if x.requires_grad and torch.is_grad_enabled():
             raise NotImplementedError(
                 f"swa_attn.{self.op} has no backward, but {name} requires grad: call it under torch.no_grad() or "
                 "torch.inference_mode(), or detach the argument"
             )
+        device = x.device
         if host:
-            if x.device.type != "cpu" and x.device != self.device:
-                self.fail(name, f"on {self.device} like {self.device_of}, or on the CPU (pinned for a GPU)", x.device)
+            if device.type != "cpu" and device != self.device:
+                self.fail(name, f"on {self.device} like {self.device_of}, or on the CPU (pinned for a GPU)", device)
         elif self.device is None:
-            self.device, self.device_of = x.device, name
-        elif x.device != self.device:
-            self.fail(name, f"on {self.device} like {self.device_of}", x.device)
+            self.device, self.device_of = device, name
+        elif device != self.device:
+            self.fail(name, f"on {self.device} like {self.device_of}", device)
 
 
 def _cache(

@@ -106,7 +106,6 @@ class TileAttention {
         if (next_key < end && !locate(next_key, next_end, next_rows_[h])) return;
         load_keys(rows_[h]);
         load_values(rows_[h]);
-        values_finite_ = all_finite(values_, kTileKeys / kDepth * v_columns_);
         for (int64_t row = 0; row < num_rows_; row += kMaxRows) {
           attend(key, row, std::min<int64_t>(kMaxRows, num_rows_ - row));
         }
@@ -230,7 +229,7 @@ class TileAttention {
   }
 
   // values_ [kTileKeys / kDepth, v_columns_]: a word holds one float32, or the bfloat16 of two
-  // neighbouring keys.
+  // neighbouring keys. Sets values_finite_.
   void load_values(const KeyRows& rows) {
     if constexpr (kPairs) {
       static constexpr int64_t kStack = 512;
@@ -247,12 +246,52 @@ class TileAttention {
         std::fill(to + p_.v.dim, to + v_columns_, 0u);
       }
     } else {
+      if (p_.v.dtype == DType::kFloat32 && p_.v.dim == v_columns_) return copy_values(rows);
       for (int64_t i = 0; i < kTileKeys; ++i) {
         auto* to = reinterpret_cast<float*>(values_ + i * v_columns_);
         if (rows.k[i]) to_float32(p_.v.dtype, rows.v[i], p_.v.dim, rows.v_scale[i], to);
         std::fill(rows.k[i] ? to + p_.v.dim : to, to + v_columns_, 0.0f);
       }
     }
+    Word special{};
+    for (int64_t i = 0; i < kTileKeys / kDepth * v_columns_; i += kLanes)
+      special |= special_bits(load<Word>(values_ + i));
+    values_finite_ = none_special(special);
+  }
+
+  // Rows that are whole as they are: copied and looked at in one pass.
+  void copy_values(const KeyRows& rows) {
+    Word special[2] = {};
+    for (int64_t i = 0; i < kTileKeys; ++i) {
+      uint32_t* to = values_ + i * v_columns_;
+      if (!rows.k[i]) {
+        std::fill_n(to, v_columns_, 0u);
+        continue;
+      }
+      const auto* from = reinterpret_cast<const uint32_t*>(rows.v[i]);
+      for (int64_t d = 0; d < v_columns_; d += kColumns) {
+        for (int64_t j = 0; j < kColumns; j += kLanes) {
+          const Word word = load<Word>(from + d + j);
+          special[j / kLanes % 2] |= special_bits(word);
+          store(to + d + j, word);
+        }
+      }
+    }
+    values_finite_ = none_special(special[0] | special[1]);
+  }
+
+  // The top bit of an element is set if it is infinite or NaN: if its exponent has all bits set,
+  // one more at its end carries over.
+  static Word special_bits(Word word) {
+    constexpr uint32_t kExponents = kPairs ? 0x7f807f80u : 0x7f800000u;
+    constexpr uint32_t kOnes = kPairs ? 0x00800080u : 0x00800000u;
+    return (word & kExponents) + kOnes;
+  }
+  static bool none_special(Word bits) {
+    constexpr uint32_t kTop = kPairs ? 0x80008000u : 0x80000000u;
+    uint32_t found = 0;
+    for (int i = 0; i < kLanes; ++i) found |= bits[i];
+    return (found & kTop) == 0;
   }
 
   // Rows row .. row + count - 1 against the tile in scratch.
@@ -274,19 +313,6 @@ class TileAttention {
                         v_columns_, sums_ + (row + i) * v_columns_, v_columns_, 1, v_columns_,
                         kTileKeys / kDepth, true);
     }
-  }
-
-  // `count` is a multiple of kLanes. In vectors by hand: compilers leave the plain loop scalar.
-  static bool all_finite(const uint32_t* words, int64_t count) {
-    Int special{};
-    for (int64_t i = 0; i < count; i += kLanes) {
-      const Word word = load<Word>(words + i);
-      special |= (word & 0x7f800000u) == 0x7f800000u;
-      if constexpr (kPairs) special |= (word & 0x7f80u) == 0x7f80u;
-    }
-    int32_t found = 0;
-    for (int i = 0; i < kLanes; ++i) found |= special[i];
-    return found == 0;
   }
 
   // masked_values_ = values_ with zeros for the keys that `row` does not see.
