@@ -20,13 +20,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 TEST_ARGS ?=
 DEMO_ARGS ?=
+GPU_ARGS ?=
+# What is there already: on a machine with a card nothing need be installed. To choose: make gpu GPU_PYTHON=...
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: help demo test test-all lint format bench info build clean
+.PHONY: help demo test test-all lint format bench gpu info build clean
 help:
 	@echo "make demo      a coding session on a small hybrid model, with and without a prefix cache"
 	@echo "make test      the test suite"
 	@echo "make test-all  the test suite with the slow sweeps"
 	@echo "make bench     the benchmarks that this machine can run"
+	@echo "make gpu       on an NVIDIA card: conformance, the op suite, the benchmark (docs/gpu.md); installs nothing"
 	@echo "make lint      ruff, clang-format and mypy;  make format  applies the formatters"
 	@echo "make info      versions, build, devices, and which backend runs which op"
 	@echo "make clean     remove the virtual environment and what was built"
@@ -42,6 +46,10 @@ test-all: $(VENV)/.test build
 
 bench: $(VENV)/.test build
 	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
+
+gpu:
+	@$(GPU_PYTHON) -c 'import torch, numpy' || (echo "make gpu needs a Python with torch: GPU_PYTHON=..."; false)
+	$(GPU_PYTHON) -m bench.gpu $(GPU_ARGS)
 
 info: $(VENV)/.runner build
 	$(BIN)/python -m swa_attn info

@@ -67,6 +67,21 @@ class Arguments:
             self.fail(name, f"on {self.device} like {self.device_of}", device)
 
 
+def check_pinned(op: str, device: torch.device, **host_tensors: Tensor | None) -> None:
+    """Memory of the CPU that a GPU op reads or writes in place must be pinned, or the kernel would fault.
+
+    Apart from the other checks, because a fake tensor cannot be asked.
+    """
+    if device.type != "cuda":
+        return
+    for name, x in host_tensors.items():
+        if x is not None and x.device.type == "cpu" and not x.is_pinned():
+            raise ValueError(
+                f"swa_attn.{op}: {name} must be in pinned memory for an op on {device}, got pageable memory: "
+                "allocate it with pin_memory=True"
+            )
+
+
 def _cache(
     args: Arguments,
     k_cache: Tensor,

@@ -43,8 +43,13 @@ def _empty_outputs(q: Tensor, v_cache: Tensor) -> tuple[Tensor, Tensor]:
     return out, torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
 
 
+def _check_host_caches(op, x, k_host_cache=None, v_host_cache=None, **_):
+    _checks.check_pinned(op, x.device, k_host_cache=k_host_cache, v_host_cache=v_host_cache)
+
+
 def _append_kv(key, value, k_cache, v_cache, slot_mapping, **options):
     _checks.check_append_kv(key, value, k_cache, v_cache, slot_mapping, **options)
+    _check_host_caches("append_kv", key, **options)
     backends.run("append_kv", key, k_cache, key, value, k_cache, v_cache, slot_mapping, **options)
 
 
@@ -53,10 +58,12 @@ def _attention(name, check):
 
     def into(q, k_cache, v_cache, *where, out, lse, **options):
         check(q, k_cache, v_cache, *where, **options, out=out, lse=lse)
+        _check_host_caches(name, q, **options)
         backends.run(name, q, k_cache, q, k_cache, v_cache, *where, **options, out=out, lse=lse)
 
     def functional(q, k_cache, v_cache, *where, **options):
         check(q, k_cache, v_cache, *where, **options)
+        _check_host_caches(name, q, **options)
         out, lse = _empty_outputs(q, v_cache)
         backends.run(name, q, k_cache, q, k_cache, v_cache, *where, **options, out=out, lse=lse)
         return out, lse
@@ -86,6 +93,7 @@ def _fake_merge_states(out_a, lse_a, out_b, lse_b, *, sinks=None):
 def _copy_pages(src, dst, src_pages, dst_pages, **scales):
     _checks.check_copy_pages(src, dst, src_pages, dst_pages, **scales)
     where = src if src.device.type != "cpu" else dst  # a transfer to or from a GPU is the GPU's work
+    _checks.check_pinned("copy_pages", where.device, src=src, dst=dst)
     backends.run("copy_pages", where, None, src, dst, src_pages, dst_pages, **scales)
 
 

@@ -44,6 +44,8 @@ def _unavailable(name: str) -> str | None:
 def backend(request):
     """Runs the test once per backend, with every op forced to it."""
     reason = _unavailable(request.param)
+    if reason and "SWA_ATTN_TEST_BACKENDS" in os.environ:
+        pytest.fail(f"backend {request.param}, which was asked for: {reason}")
     if reason:
         pytest.skip(f"backend {request.param}: {reason}")
     with swa_attn.use_backend(ON_CARD.get(request.param, request.param)):

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fitting import fit
 
 import swa_attn
-from fitting import fit
 from swa_attn.testing import AttentionCase, assert_close_to_oracle, build
 
 FP8 = torch.float8_e4m3fn

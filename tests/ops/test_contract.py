@@ -247,3 +247,12 @@ def test_two_windows_in_one_process(backend):
     assert torch.equal(swa_attn.prefill(*wide.prefill_args, **wide.options)[0], first)
     assert torch.equal(swa_attn.prefill(*narrow.prefill_args, **narrow.options)[0], second)
     assert not torch.allclose(first, second)
+
+
+def test_pageable_host_memory_is_refused_for_a_gpu():
+    """A kernel would fault on it and take the process along."""
+    host = torch.zeros(2, 4, 2, 16)
+    _checks.check_pinned("decode", torch.device("cpu"), k_host_cache=host)
+    _checks.check_pinned("decode", torch.device("cuda", 0), k_host_cache=None)
+    with pytest.raises(ValueError, match=r"swa_attn.decode: v_host_cache must be in pinned memory .* on cuda:0"):
+        _checks.check_pinned("decode", torch.device("cuda", 0), k_host_cache=None, v_host_cache=host)

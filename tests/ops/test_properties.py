@@ -1,11 +1,11 @@
 """Random small cases: every backend against the oracle, poison included."""
 
 import torch
+from fitting import fit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import swa_attn
-from fitting import fit
 from swa_attn.testing import AttentionCase, assert_close_to_oracle, build
 
 
