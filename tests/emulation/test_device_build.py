@@ -43,7 +43,16 @@ def nvcc(tmp_path_factory):
 
 WIDE = ("LDG.E.128.CONSTANT", "STG.E.128")  # SASS of 16-byte accesses
 PAGE_KERNELS = ("smxx_append_kv.cu", "smxx_copy_pages.cu", "smxx_merge_states.cu")
+ATTENTION = ("LDGSTS", "LDSM", "HMMA", "MUFU.EX2")
+ATTENTION_KERNELS = [f"{op}_{dim}.cu" for op in ("prefill", "decode") for dim in (64, 128, 192, 256)]
 DEVICE_BUILDS = [
+    ("attention.cu", "sm_80", ()),
+    ("decode_64.cu", "sm_80", ATTENTION),
+    *(
+        pytest.param(source, arch, ATTENTION, marks=pytest.mark.slow)
+        for source in ATTENTION_KERNELS
+        for arch in ("sm_80", "sm_90a", "sm_100", "sm_120")
+    ),
     *((source, "sm_80", WIDE) for source in PAGE_KERNELS),
     *(
         pytest.param(source, arch, WIDE if arch == "sm_90a" else (), marks=pytest.mark.slow)

@@ -1,0 +1,99 @@
+"""A bounded pool of threads for blocking I/O, reads before writes."""
+
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+
+from .buffers import Staging
+
+Job = Callable[[Staging], None]
+
+
+class _Queue:
+    """What threads and pool share. Threads do not hold the pool, so that one nobody closed can be collected."""
+
+    def __init__(self, max_writers: int) -> None:
+        self.changed = threading.Condition()
+        self.reads: deque[Job] = deque()
+        self.writes: deque[tuple[Job, int]] = deque()
+        self.write_bytes = 0  # waiting and running
+        self.writers = 0
+        self.max_writers = max_writers
+        self.closing = False
+
+    def close(self) -> None:
+        with self.changed:
+            self.closing = True
+            self.changed.notify_all()
+
+    def _next(self) -> tuple[Job, int | None] | None:
+        """A job and, for a write, its bytes; None when there is nothing left to do."""
+        with self.changed:
+            while True:
+                if self.reads:
+                    return self.reads.popleft(), None
+                if self.writes and self.writers < self.max_writers:
+                    self.writers += 1
+                    return self.writes.popleft()
+                if self.closing and not self.writes:
+                    return None
+                self.changed.wait()
+
+    def work(self) -> None:
+        staging = Staging()
+        while (found := self._next()) is not None:
+            job, nbytes = found
+            try:
+                job(staging)
+            finally:
+                if nbytes is not None:
+                    with self.changed:
+                        self.writers -= 1
+                        self.write_bytes -= nbytes
+                        self.changed.notify_all()
+            del job, found  # an idle thread must not keep the caller's buffers alive
+
+
+class WorkerPool:
+    """`workers` threads, of which at most `max_writers` write at a time. What does not fit the queue is refused, so that
+    a slow medium cannot hold the caller's memory without bound."""
+
+    def __init__(self, name: str, workers: int, max_writers: int, max_reads: int, max_write_bytes: int) -> None:
+        self._max_reads = max_reads
+        self._max_write_bytes = max_write_bytes
+        self._queue = queue = _Queue(max_writers)
+        self._threads = [threading.Thread(target=queue.work, name=f"{name}-{i}", daemon=True) for i in range(workers)]
+        for thread in self._threads:
+            thread.start()
+        # Not at exit, when threads end by themselves: a forked child would wait for a lock that nobody releases there.
+        weakref.finalize(self, queue.close).atexit = False
+
+    def submit_read(self, job: Job) -> bool:
+        queue = self._queue
+        with queue.changed:
+            if queue.closing or len(queue.reads) >= self._max_reads:
+                return False
+            queue.reads.append(job)
+            queue.changed.notify()
+        return True
+
+    def submit_write(self, job: Job, nbytes: int) -> bool:
+        """One write is always accepted, whatever its size."""
+        queue = self._queue
+        with queue.changed:
+            if queue.closing or (queue.write_bytes and queue.write_bytes + nbytes > self._max_write_bytes):
+                return False
+            queue.write_bytes += nbytes
+            queue.writes.append((job, nbytes))
+            queue.changed.notify()
+        return True
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Finishes what was accepted. False if a thread was still busy after `timeout` seconds."""
+        self._queue.close()
+        end = None if timeout is None else time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
