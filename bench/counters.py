@@ -1,20 +1,23 @@
-"""What each CUDA attention kernel would ask of a card, counted exactly in the emulator, beside the least the case needs.
+"""What each CUDA kernel would ask of a card, counted exactly in the emulator, beside the least the case needs.
 
     python bench/counters.py [--json bench/results/cuda_counters.json] [--case P1]
 
-Needs a checkout, a C++ compiler, ninja and pybind11; no GPU. Cases are one KV head of the model's layer, on the share of
-the SMs that the other heads leave: kernels treat heads alike, so ratios are those of the whole layer. No speed follows.
+Needs a checkout, a C++ compiler, ninja and pybind11; no GPU. Attention cases are one KV head of the model's layer, on the
+share of the SMs that the other heads leave: kernels treat heads alike, so ratios are those of the whole layer. No speed
+follows.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from swa_attn.testing import AttentionCase
+from swa_attn.testing import AttentionCase, emulated_backend
+from swa_attn.testing.emulator import GLOBAL_READS, GLOBAL_WRITES
 from swa_attn.testing.figures import Figures, measure
 
 MIMO = AttentionCase(
@@ -74,16 +77,76 @@ def row(figures: Figures) -> dict[str, float | int]:
     }
 
 
+def append_kv() -> int:
+    """A chunk of 64 tokens of MiMo's windowed layer into pages of 64. Returns the least bytes read and written."""
+    key, value = (torch.randn(64, 8, dim).bfloat16() for dim in (192, 128))
+    pools = [torch.zeros(3, 64, 8, dim, dtype=torch.bfloat16) for dim in (192, 128)]
+    emulated_backend.append_kv(key, value, *pools, torch.arange(50, 114))
+    return 2 * 2 * (key.numel() + value.numel()) + 8 * 64
+
+
+def copy_pages(float8: bool) -> int:
+    """Two pages of four layers from the device to the host, as they are or as scaled float8."""
+    src = torch.randn(4, 3, 64, 8, 128).bfloat16()
+    dst = torch.zeros(4, 5, 64, 8, 128, dtype=FP8 if float8 else torch.bfloat16)
+    scale = torch.zeros(4, 5, 8) if float8 else None
+    emulated_backend.copy_pages(src, dst, torch.tensor([2, 0]), torch.tensor([1, 4]), dst_scale=scale)
+    elements = 4 * 2 * 64 * 8 * 128
+    return elements * (3 if float8 else 4) + 2 * 2 * 8 + (4 * 2 * 8 * 4 if float8 else 0)
+
+
+def merge_states() -> int:
+    """Two partials of 64 rows and 64 heads of 128."""
+    outs = [torch.randn(64, 64, 128).bfloat16() for _ in range(3)]
+    lses = [torch.randn(64, 64) for _ in range(3)]
+    emulated_backend.merge_states(outs[0], lses[0], outs[1], lses[1], sinks=None, out=outs[2], lse=lses[2])
+    return 3 * (outs[0].numel() * 2 + lses[0].numel() * 4)
+
+
+PAGE_CASES = {
+    "append_kv, 64 tokens": append_kv,
+    "copy_pages, 2 pages x 4 layers": lambda: copy_pages(float8=False),
+    "copy_pages to float8": lambda: copy_pages(float8=True),
+    "merge_states, 64 x 64 rows": merge_states,
+}
+
+
+def page_row(case: Callable[[], int]) -> dict[str, float | int]:
+    least = case()
+    counters = emulated_backend.last_run.counters
+    moved = counters.traffic(ops=(*GLOBAL_READS, *GLOBAL_WRITES))
+    return {
+        "bytes": moved.bytes,
+        "least_bytes": least,
+        "ratio": round(moved.bytes / least, 4),
+        "sector_ratio": round(moved.sectors / moved.min_sectors, 4),
+        "bytes_per_lane": round(moved.bytes / moved.lanes, 2),
+        "bank_conflicts": counters.bank_conflicts(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     parser.add_argument("--case", default="", help="only cases whose name contains this")
     arguments = parser.parse_args()
     chosen = {name: case for name, case in CASES.items() if arguments.case.lower() in name.lower()}
-    if not chosen:
-        parser.error(f"--case: no case is called {arguments.case!r}; there are: {', '.join(CASES)}")
-    print(f"{'case':42}{'KV/least':>9}{'sectors':>8}{'visible':>8}{'Q':>6}{'out':>6}{'conflicts':>10}{'ex2/pair':>9}")
-    results = {}
+    chosen_pages = {name: case for name, case in PAGE_CASES.items() if arguments.case.lower() in name.lower()}
+    if not chosen and not chosen_pages:
+        parser.error(f"--case: no case is called {arguments.case!r}; there are: {', '.join([*CASES, *PAGE_CASES])}")
+    results: dict[str, dict] = {}
+    if chosen_pages:
+        print(f"{'case':42}{'bytes/least':>12}{'sectors':>8}{'per lane':>9}{'conflicts':>10}")
+    for name, page_case in chosen_pages.items():
+        r = results[name] = page_row(page_case)
+        print(
+            f"{name:42}{r['ratio']:12.3f}{r['sector_ratio']:8.2f}{r['bytes_per_lane']:9.1f}{r['bank_conflicts']:10}",
+            flush=True,
+        )
+    if chosen:
+        print(
+            f"{'case':42}{'KV/least':>9}{'sectors':>8}{'visible':>8}{'Q':>6}{'out':>6}{'conflicts':>10}{'ex2/pair':>9}"
+        )
     for name, (op, case, num_sms) in chosen.items():
         start = time.time()
         r = results[name] = row(measure(op, case, num_sms=num_sms))

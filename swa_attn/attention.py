@@ -230,6 +230,15 @@ class SlidingWindowAttention(nn.Module):
         self._check_shapes(q, k, v, metadata)
         pages = {"k_scale": k_scale, "v_scale": v_scale, "k_host_cache": k_host_cache, "v_host_cache": v_host_cache}
         ops.append_kv(k, v, k_cache, v_cache, metadata.slot_mapping, **pages)
+        return self.attend(q, k_cache, v_cache, metadata, **pages)
+
+    def attend(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: AttentionMetadata, **pages: Tensor | None
+    ) -> Tensor:
+        """The second half of `forward`: attention to keys and values that are in the cache already.
+
+        Args, returns and raises as `forward`; `pages` are its k_scale, v_scale, k_host_cache and v_host_cache.
+        """
         options: dict[str, Any] = {"softmax_scale": self.softmax_scale, "window": self.window, **pages}
         options |= {"softcap": self.softcap, "sinks": self.sinks}
         where = k_cache, v_cache, metadata.block_table, metadata.seqlens_k

@@ -4,16 +4,20 @@ Tokens of all sequences are packed into one dimension T. What differs between se
 metadata; what differs between kinds of layers (heads, window, theta) is in the config.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ...attention import AttentionMetadata, SlidingWindowAttention
+from ...ops import append_kv
 from ..config import AttentionConfig, ModelConfig
 from ..layers import GatedMLP, RMSNorm, rotary_table, rotate
 from ..moe import MoE
+from ..rebuild import RebuildPlan
 
 Cache = tuple[Tensor, Tensor]
+Rotary = tuple[Tensor, Tensor]
 
 
 class MiMoAttention(nn.Module):
@@ -31,12 +35,22 @@ class MiMoAttention(nn.Module):
             c.num_q_heads, c.num_kv_heads, c.head_dim, c.v_head_dim, window=c.window, sinks=c.sinks
         )
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache, metadata: AttentionMetadata) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, cache: Cache, metadata: AttentionMetadata) -> Tensor:
+        self.store(x, rotary, cache, metadata.slot_mapping)
+        return self.attend(x, rotary, cache, metadata)
+
+    def store(self, x: Tensor, rotary: Rotary, cache: Cache, slot_mapping: Tensor) -> None:
+        """Keys and values of the rows into the cache."""
         c = self.config
-        q = rotate(self.q_proj(x).unflatten(-1, (c.num_q_heads, c.head_dim)), *rotary)
         k = rotate(self.k_proj(x).unflatten(-1, (c.num_kv_heads, c.head_dim)), *rotary)
         v = self.v_proj(x).unflatten(-1, (c.num_kv_heads, c.v_head_dim)) * self.value_scale
-        return self.o_proj(self.attn(q, k, v, *cache, metadata).flatten(1))
+        append_kv(k, v, *cache, slot_mapping)
+
+    def attend(self, x: Tensor, rotary: Rotary, cache: Cache, metadata: AttentionMetadata) -> Tensor:
+        """Attention of the rows to the cache, which holds their own keys and values too."""
+        c = self.config
+        q = rotate(self.q_proj(x).unflatten(-1, (c.num_q_heads, c.head_dim)), *rotary)
+        return self.o_proj(self.attn.attend(q, *cache, metadata).flatten(1))
 
 
 class MiMoLayer(nn.Module):
@@ -51,8 +65,16 @@ class MiMoLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache, metadata: AttentionMetadata) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, cache: Cache, metadata: AttentionMetadata) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rotary, cache, metadata)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+    def rebuild(self, x: Tensor, rotary: Rotary, cache: Cache, slots: Tensor, metadata: AttentionMetadata) -> Tensor:
+        """As forward, but only the last rows, those of `metadata`, have outputs; `slots` are those of all rows."""
+        normed = self.input_layernorm(x)
+        self.self_attn.store(normed, rotary, cache, slots)
+        rows = slice(len(x) - len(metadata.slot_mapping), None)
+        x = x[rows] + self.self_attn.attend(normed[rows], tuple(r[rows] for r in rotary), cache, metadata)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -74,13 +96,51 @@ class MiMoDecoder(nn.Module):
         metadata: Mapping[str, AttentionMetadata],
     ) -> Tensor:
         x = self.embed_tokens(tokens)
-        rotary = {}
-        for kind in set(self.config.layer_kinds):
-            attention = self.config.full if kind == "full" else self.config.swa
-            rotary[kind] = rotary_table(positions, attention.rotary_dim, attention.rope_theta, x.dtype)
+        rotary = self._rotary(positions, x.dtype)
         for layer_idx, (layer, kind) in enumerate(zip(self.layers, self.config.layer_kinds, strict=True)):
             x = layer(x, rotary[kind], caches[layer_idx], metadata[kind])
         return x
+
+    def rebuild(
+        self,
+        tokens: Tensor,
+        plan: RebuildPlan,
+        caches: Mapping[int, Cache],
+        block_tables: Mapping[str, Sequence[int]],
+        page_size: int,
+    ) -> None:
+        """See `MiMoForCausalLM.rebuild_windows`."""
+        x = self.embed_tokens(tokens)
+        positions = torch.arange(plan.first[0], plan.end, device=tokens.device)
+        tables = self._rotary(positions, x.dtype)
+        for layer_idx, kind in enumerate(self.config.layer_kinds):
+            first, first_out = plan.first[layer_idx : layer_idx + 2]
+            if first == plan.end:  # above the last windowed layer
+                return
+            window, table = self.config.attention(layer_idx).window, block_tables[kind]
+            rotary = tuple(t[first - plan.first[0] :] for t in tables[kind])
+            slots = self._slots(table, first, plan.end, page_size, x.device)
+            if window is None:  # these pages hold the keys already, perhaps for others too
+                slots.fill_(-1)
+            layer = self.layers[layer_idx]
+            if first_out == plan.end:  # the last windowed layer: nobody asks for its output
+                layer.self_attn.store(layer.input_layernorm(x), rotary, caches[layer_idx], slots)
+                return
+            rows = AttentionMetadata.build(
+                [table], [plan.end], [plan.end - first_out], page_size, x.device, window=window
+            )
+            x = layer.rebuild(x, rotary, caches[layer_idx], slots, rows)
+
+    @staticmethod
+    def _slots(table: Sequence[int], first: int, end: int, page_size: int, device: torch.device) -> Tensor:
+        """Where one sequence's positions first .. end - 1 are."""
+        positions = torch.arange(first, end)
+        pages = torch.as_tensor(table)[positions // page_size]
+        return (pages * page_size + positions % page_size).to(device)
+
+    def _rotary(self, positions: Tensor, dtype: torch.dtype) -> dict[str, Rotary]:
+        kinds = {kind: self.config.full if kind == "full" else self.config.swa for kind in set(self.config.layer_kinds)}
+        return {k: rotary_table(positions, c.rotary_dim, c.rope_theta, dtype) for k, c in kinds.items()}
 
 
 class MiMoForCausalLM(nn.Module):
@@ -124,3 +184,33 @@ class MiMoForCausalLM(nn.Module):
         x = self.model.norm(x if logits_rows is None else x[logits_rows])
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
         return nn.functional.linear(x, head.weight).float()
+
+    def rebuild_windows(
+        self,
+        tokens: Tensor,
+        plan: RebuildPlan,
+        caches: Mapping[int, Cache],
+        block_tables: Mapping[str, Sequence[int]],
+        page_size: int,
+    ) -> None:
+        """Make the windowed layers' keys and values that a resume at `plan.end` needs, from cached full-attention pages.
+
+        Args:
+            tokens: int64 `[plan.num_tokens]`, the sequence's tokens from `plan.first[0]` to `plan.end`.
+            plan: of `plan_rebuild`, with the windows of this model's layers.
+            caches: as in `forward`. Only pages of windowed layers are written.
+            block_tables: group name -> page ids of the one sequence. "full": all pages up to `plan.end`, filled. Windowed:
+                pages of its own from `plan.first[0]` on, and filled ones for the window before that if the plan starts at
+                a snapshot; those before may be negative. After the call the pages that hold the last W - 1 positions are
+                what a run from the start would have left there; the earlier ones are scratch.
+            page_size: token slots per page.
+
+        Raises:
+            ValueError: tokens or block tables do not fit the plan.
+        """
+        if len(tokens) != plan.num_tokens or len(plan.first) != self.config.num_layers + 1:
+            raise ValueError(
+                f"rebuild_windows: the plan is for {plan.num_tokens} tokens and {len(plan.first) - 1} layers, got "
+                f"{len(tokens)} tokens and {self.config.num_layers} layers"
+            )
+        self.model.rebuild(tokens, plan, caches, block_tables, page_size)

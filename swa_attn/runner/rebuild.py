@@ -1,0 +1,56 @@
+"""Exact window rebuild: a resume point whose full-attention pages are cached but whose window snapshot is not.
+
+Going on after `end` tokens, a windowed layer needs the keys and values of the last W - 1 of them. They follow from the
+layer's input there, which is the output of the layer below. A full-attention layer makes its output from cached pages, for
+just these positions; a windowed layer needs W - 1 more positions of its own input, and so on down: a trapezoid, with fewer
+tokens in each layer than in the one below it. Nothing is approximated: every key and value is made from exact inputs, by
+the same operations as in a run from the start.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RebuildPlan:
+    """Which positions of a layer are computed: its input from `first[layer]` to `end`, its output from `first[layer + 1]`.
+
+    The keys and values of a windowed layer are made from its whole input. A layer that nothing asks for starts at `end`.
+    """
+
+    first: tuple[int, ...]  # one more than there are layers
+    end: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens whose ids the rebuild needs: those of the lowest layer, up to `end`."""
+        return self.end - self.first[0]
+
+    @property
+    def token_equivalents(self) -> float:
+        """Tokens that cost as much in a run of the whole model, counting a layer's output (its products of keys and
+        values for further positions, a few percent, are left out)."""
+        return sum(self.end - first for first in self.first[1:]) / (len(self.first) - 1)
+
+
+def plan_rebuild(windows: Sequence[int | None], end: int, start: int = 0) -> RebuildPlan:
+    """What it takes to rebuild all windows at `end`.
+
+    Args:
+        windows: per layer from the lowest, its window (visible keys, the query's own included) or None for full attention.
+        end: the position to resume at: tokens before it are in the full-attention pages.
+        start: an earlier position with a window snapshot; 0 is the start of the sequence, where nothing is needed.
+
+    Raises:
+        ValueError: start and end are not `0 <= start <= end`, or a window is less than 1.
+    """
+    if not 0 <= start <= end:
+        raise ValueError(f"plan_rebuild: start and end must be 0 <= start <= end, got {start} and {end}")
+    first = [end]
+    for window in reversed(windows):
+        if window is not None and window < 1:
+            raise ValueError(f"plan_rebuild: windows must be at least 1 or None, got {window}")
+        # Of the layer's own keys those that the resume sees, and those that the outputs asked for see.
+        reach = 0 if window is None else window - 1
+        first.append(max(start, first[-1] - reach))
+    return RebuildPlan(tuple(reversed(first)), end)
