@@ -113,20 +113,20 @@ def test_windows_and_groups_around_a_slice_and_the_ring(window, group_size):
         assert_close_to_oracle(inputs, *attend("prefill", inputs))
 
 
-@pytest.mark.parametrize("smem", [SMALL, LARGE])
+@pytest.mark.parametrize("window", [16, None], ids=["ring", "stages"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_special_value_inside_a_segment_reaches_only_the_rows_that_see_it(smem, value):
-    """Far from the segment's first step, seen by 16 of its tokens."""
-    case = replace(GPT_OSS, window=16, seqs=((90, 120),))
+def test_a_special_value_inside_a_segment_reaches_only_the_rows_that_see_it(window, value):
+    """Far from the first step or tile; tokens of one warp see it and do not."""
+    case = replace(GPT_OSS, window=window, seqs=((90, 120),))
     inputs = build(case)
-    with settings(num_sms=1, max_smem_bytes=smem):
+    with settings(num_sms=1):
         before = attend("prefill", inputs)
-        position = 80
+        position = 81
         page = int(inputs.block_table[0, position // case.page_size])
         inputs.v_cache[page, position % case.page_size, 0, 5] = value
         out, lse = attend("prefill", inputs)
     reached = torch.zeros(out.shape, dtype=torch.bool)
-    reached[50:66, :, 5] = True  # token 0 is at position 30
+    reached[51 : 51 + (window or 90), :, 5] = True  # token 0 is at position 30
     assert torch.equal(out[~reached], before[0][~reached]) and torch.equal(lse, before[1])
     assert not torch.isfinite(out[reached]).any()
 
@@ -135,6 +135,14 @@ def test_what_no_kernel_has_is_refused_by_name():
     inputs = build(replace(GPT_OSS, head_dim=80, v_head_dim=80, seqs=((1, 20),)))
     with pytest.raises(NotImplementedError, match="head dims 64/64, 128/128, 192/128 and 256/256"):
         attend("prefill", inputs)
+
+
+@pytest.mark.parametrize("sink", [-80.0, 8.0, 80.0, float("-inf")])
+def test_splits_count_the_sink_once(sink):
+    """8 is about the mass of 3000 keys: it would show if no split, or every split, counted it."""
+    inputs = build(replace(GPT_OSS, window=None, seqs=((1, 3000), (1, 1025), (1, 10))))
+    inputs.options["sinks"] = torch.full((GPT_OSS.num_q_heads,), sink)
+    assert_close_to_oracle(inputs, *attend("decode", inputs))
 
 
 def test_a_launch_is_one_kernel_for_windows_and_the_splits_are_combined():
