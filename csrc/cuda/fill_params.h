@@ -104,8 +104,7 @@ inline AttentionParams attention_params(const AttentionViews& views,
   p.group_size = q.size32(token + 1) / p.num_kv_heads;
   p.head_dim = q.size32(token + 2);
   p.v_head_dim = views.v.device.size32(3);
-  p.window = options.window < 0 ? kNoWindow
-                                : int32_t(std::min<int64_t>(options.window, kNoWindow));
+  p.window = options.window < 0 ? kNoWindow : int32_t(std::min<int64_t>(options.window, kNoWindow));
   p.num_splits = 1;
   p.softmax_scale = float(options.softmax_scale);
   p.softcap = float(options.softcap);
