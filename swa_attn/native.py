@@ -30,7 +30,7 @@ _SCHEMAS = (
     "_native_copy_pages(Tensor src, Tensor(a!) dst, Tensor src_pages, Tensor dst_pages, Tensor? src_scale, "
     "Tensor(b!)? dst_scale) -> ()",
     "_native_cpu_level() -> str",
-    "_native_cuda_attention_lacks(int head_dim, int v_head_dim, int dtype, int kv_dtype) -> str",
+    "_native_cuda_attention_lacks(int group_size, int head_dim, int v_head_dim, int dtype, int kv_dtype) -> str",
 )
 
 _CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)  # in the order of csrc/cuda/params.h
@@ -84,7 +84,8 @@ def lacks(case: object) -> str | None:
     reason = unavailable(case.backend.upper())
     if reason is None and case.backend == "cuda" and case.op in ("prefill", "decode"):
         dtypes = _CUDA_DTYPES.index(case.dtype), _CUDA_DTYPES.index(case.cache_dtype)
-        return torch.ops.swa_attn._native_cuda_attention_lacks(case.head_dim, case.v_head_dim, *dtypes) or None
+        shape = case.group_size, case.head_dim, case.v_head_dim
+        return torch.ops.swa_attn._native_cuda_attention_lacks(*shape, *dtypes) or None
     return reason
 
 

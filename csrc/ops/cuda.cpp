@@ -114,7 +114,8 @@ cuda::AttentionParams attention(const char* op, const Tensor& q, const Tensor& k
   views.k = {view(k_cache), view(k_host_cache), view(k_scale)};
   views.v = {view(v_cache), view(v_host_cache), view(v_scale)};
   const cuda::AttentionParams p = cuda::attention_params(views, {softmax_scale, softcap, window});
-  const char* lacks = cuda::attention_lacks(p.head_dim, p.v_head_dim, p.dtype, p.kv_dtype);
+  const char* lacks =
+      cuda::attention_lacks(p.group_size, p.head_dim, p.v_head_dim, p.dtype, p.kv_dtype);
   STD_TORCH_CHECK(!lacks, "swa_attn.", op, ": ", lacks ? lacks : "");
   return p;
 }
@@ -180,9 +181,10 @@ void merge_states(Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b, Option
 }
 
 // Empty: there are kernels for it.
-std::string attention_lacks(int64_t head_dim, int64_t v_head_dim, int64_t dtype, int64_t kv_dtype) {
-  const char* reason =
-      cuda::attention_lacks(int(head_dim), int(v_head_dim), DType(dtype), DType(kv_dtype));
+std::string attention_lacks(int64_t group_size, int64_t head_dim, int64_t v_head_dim, int64_t dtype,
+                            int64_t kv_dtype) {
+  const char* reason = cuda::attention_lacks(int(group_size), int(head_dim), int(v_head_dim),
+                                             DType(dtype), DType(kv_dtype));
   return reason ? reason : "";
 }
 

@@ -91,18 +91,19 @@ def lacks(case: object) -> str | None:
         return f"the emulator takes cpu tensors, got {case.device}"
     reason = unavailable()
     if reason is None and case.op in ("prefill", "decode"):
-        return _attention_lacks(case.head_dim, case.v_head_dim, case.dtype, case.cache_dtype)
+        return _attention_lacks(case)
     return reason
 
 
-def _attention_lacks(head_dim: int, v_head_dim: int, dtype: torch.dtype, kv_dtype: torch.dtype) -> str | None:
+def _attention_lacks(case: object) -> str | None:
     reason = torch.zeros(200, dtype=torch.uint8)
     attention_kernels().launch(
         "attention_lacks",
-        head_dim=head_dim,
-        v_head_dim=v_head_dim,
-        dtype=DTYPES.index(dtype),
-        kv_dtype=DTYPES.index(kv_dtype),
+        group_size=case.group_size,
+        head_dim=case.head_dim,
+        v_head_dim=case.v_head_dim,
+        dtype=DTYPES.index(case.dtype),
+        kv_dtype=DTYPES.index(case.cache_dtype),
         reason=writes(reason),
         capacity=len(reason),
     )

@@ -131,10 +131,25 @@ def test_a_special_value_inside_a_segment_reaches_only_the_rows_that_see_it(wind
     assert not torch.isfinite(out[reached]).any()
 
 
-def test_what_no_kernel_has_is_refused_by_name():
-    inputs = build(replace(GPT_OSS, head_dim=80, v_head_dim=80, seqs=((1, 20),)))
-    with pytest.raises(NotImplementedError, match="head dims 64/64, 128/128, 192/128 and 256/256"):
-        attend("prefill", inputs)
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"head_dim": 80, "v_head_dim": 80}, "head dims 64/64, 128/128, 192/128 and 256/256"),
+        ({"num_q_heads": 129}, "at most 128 query heads per KV head"),
+        ({"dtype": torch.float32}, "bfloat16 and float16 queries"),
+    ],
+)
+def test_what_no_kernel_has_is_refused_by_name(changes, message):
+    inputs = build(replace(GPT_OSS, seqs=((1, 20),), **changes))
+    for op in ("prefill", "decode"):
+        with pytest.raises(NotImplementedError, match=message):
+            attend(op, inputs)
+
+
+def test_the_largest_group():
+    inputs = build(replace(GPT_OSS, num_q_heads=128, seqs=((3, 150), (3, 2))))
+    for op in ("prefill", "decode"):
+        assert_close_to_oracle(inputs, *attend(op, inputs))
 
 
 @pytest.mark.parametrize("sink", [-80.0, 8.0, 80.0, float("-inf")])

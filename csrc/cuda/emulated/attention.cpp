@@ -46,8 +46,9 @@ static const emu::Registration decode_op("decode", [](const emu::Args& a) {
 
 // Writes the reason, zero-terminated, into `reason`: nothing when there is a kernel.
 static const emu::Registration lacks_op("attention_lacks", [](const emu::Args& a) {
-  const char* reason = attention_lacks(a.integer("head_dim"), a.integer("v_head_dim"),
-                                       DType(a.integer("dtype")), DType(a.integer("kv_dtype")));
+  const char* reason =
+      attention_lacks(a.integer("group_size"), a.integer("head_dim"), a.integer("v_head_dim"),
+                      DType(a.integer("dtype")), DType(a.integer("kv_dtype")));
   const std::string text = reason ? reason : "";
   text.copy(a.pointer<char>("reason"), size_t(a.integer("capacity")));
 });

@@ -14,6 +14,8 @@ namespace {
 
 using Launcher = int (*)(const AttentionParams&, const Device&, Stream);
 
+constexpr int kMaxGroupSize = 128;  // the rows of a prefill CTA
+
 struct Dims {
   int head_dim, v_head_dim;
   Launcher prefill, decode;
@@ -34,7 +36,10 @@ const Dims* find(int head_dim, int v_head_dim) {
 
 }  // namespace
 
-const char* attention_lacks(int head_dim, int v_head_dim, DType dtype, DType kv_dtype) {
+const char* attention_lacks(int group_size, int head_dim, int v_head_dim, DType dtype,
+                            DType kv_dtype) {
+  if (group_size > kMaxGroupSize)
+    return "its attention kernels take at most 128 query heads per KV head";
   if (!find(head_dim, v_head_dim))
     return "its attention kernels take head dims 64/64, 128/128, 192/128 and 256/256";
   if (dtype != DType::kBFloat16 && dtype != DType::kFloat16)

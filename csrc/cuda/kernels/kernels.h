@@ -20,8 +20,9 @@ int merge_states(const MergeParams& params, Stream stream);
 // valid when lengths change. params.partial_out and partial_lse must have room for them if > 1.
 int decode_splits(const AttentionParams& params);
 
-// Why prefill and decode have no kernel for these head dimensions and dtypes, or null.
-const char* attention_lacks(int head_dim, int v_head_dim, DType dtype, DType kv_dtype);
+// Why prefill and decode have no kernel for such a layer, or null.
+const char* attention_lacks(int group_size, int head_dim, int v_head_dim, DType dtype,
+                            DType kv_dtype);
 
 // What CUDA says about device `index`; returns 0 or an error.
 int query_device(int index, Device* device);
