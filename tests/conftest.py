@@ -1,8 +1,10 @@
 """One process for the whole suite: without a GPU, Triton kernels run in its interpreter, which must be chosen before they
 are decorated, so before anything imports them."""
 
+import contextlib
 import importlib.util
 import os
+import zlib
 
 import pytest
 import torch
@@ -17,7 +19,8 @@ from swa_attn.testing import emulated_backend
 from swa_attn.testing.card import OnCard
 
 backends.register("emulated", emulated_backend)
-BACKENDS = ["reference", "cpu", "triton", "emulated"]
+RANDOMLY = "-randomly"  # copies land and warps run in a random order, another one for each test
+BACKENDS = ["reference", "cpu", "triton", "emulated", "emulated" + RANDOMLY]
 ON_CARD = {}  # on a machine with a GPU: what runs there, on copies of the tests' CPU tensors
 if torch.cuda.is_available():
     BACKENDS.append("cuda")
@@ -43,13 +46,18 @@ def _unavailable(name: str) -> str | None:
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     """Runs the test once per backend, with every op forced to it."""
-    reason = _unavailable(request.param)
+    name = request.param.removesuffix(RANDOMLY)
+    reason = _unavailable(name)
     if reason and "SWA_ATTN_TEST_BACKENDS" in os.environ:
-        pytest.fail(f"backend {request.param}, which was asked for: {reason}")
+        pytest.fail(f"backend {name}, which was asked for: {reason}")
     if reason:
-        pytest.skip(f"backend {request.param}: {reason}")
-    with swa_attn.use_backend(ON_CARD.get(request.param, request.param)):
-        yield request.param
+        pytest.skip(f"backend {name}: {reason}")
+    schedule = contextlib.nullcontext()
+    if name != request.param:
+        seed = zlib.crc32(request.node.nodeid.encode())
+        schedule = emulated_backend.settings(asynchrony="random", order="random", seed=seed)
+    with swa_attn.use_backend(ON_CARD.get(name, name)), schedule:
+        yield name
 
 
 @pytest.fixture(autouse=True)
