@@ -167,7 +167,7 @@ def run_once(backend: str, cases: list[Case]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", type=Path, help="the ceilings' kernels, built for this card")
+    parser.add_argument("--library", dest="kernels", type=Path, help="the ceilings' kernels, built for this card")
     parser.add_argument("--json", type=Path, help="where to write the numbers, after every case")
     parser.add_argument("--png", type=Path, help="where to draw the roofline, if matplotlib is there")
     parser.add_argument("--cases", help="comma-separated names; all by default")
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.once:
             run_once(args.once, cases)
             return 0
-        if not args.library:
+        if not args.kernels:
             parser.error("--library is needed to measure the ceilings")
         return run_all(cases, args)
 
@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
 def run_all(cases: list[Case], args: argparse.Namespace) -> int:
     deadline = time.monotonic() + 60 * args.minutes
     clock, device = CardClock(), torch.device("cuda")
-    measured = measure_ceilings(CeilingKernels(args.library), clock)
+    measured = measure_ceilings(CeilingKernels(args.kernels), clock)
     print("\n".join(measured.lines()))
     ceilings, rows = measured.ceilings(), []
     implementations = [*map(OurBackend, OURS), *([] if args.no_peers else all_peers())]

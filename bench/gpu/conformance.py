@@ -83,10 +83,12 @@ def save(results: list[Result], running: str, file: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", type=Path, help="the kernels, built for the card; else the emulator runs alone")
+    parser.add_argument(
+        "--library", dest="kernels", type=Path, help="the kernels, built for the card; else the emulator runs alone"
+    )
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     args = parser.parse_args(argv)
-    card = Card(args.library) if args.library else None
+    card = Card(args.kernels) if args.kernels else None
     has_sm90 = card is not None and torch.cuda.get_device_capability() == (9, 0)
     emulator, results, probes = make_emulator(), [], all_probes()
     print(HEADING)

@@ -30,7 +30,7 @@ class Context:
     selection: str | None = None
     peers: bool = True
 
-    def library(self, name: str) -> Path | None:
+    def built(self, name: str) -> Path | None:
         """A library that the build stage made for this card."""
         found = OUTPUT / f"lib{name}_{self.machine.arch}.so"
         return found if self.machine.arch and found.exists() else None
@@ -86,7 +86,7 @@ def build(context: Context) -> StageResult:
 
 def conformance(context: Context) -> StageResult:
     """Card against emulator; without a card the emulator's half."""
-    file, library = context.folder / "conformance.json", context.library("conformance")
+    file, library = context.folder / "conformance.json", context.built("conformance")
     file.unlink(missing_ok=True)  # of an earlier run
     options = ["--json", str(file), *(["--library", str(library)] if library else [])]
     outcome = context.python("conformance", CONFORMANCE_MINUTES, "-m", "bench.gpu.conformance", *options)
@@ -142,7 +142,7 @@ def sanitizer(context: Context) -> StageResult:
 
 def benchmark(context: Context) -> StageResult:
     """The table; it needs a card. A case that takes the process down is tried again without peers, then left out."""
-    library = context.library("ceilings")
+    library = context.built("ceilings")
     if not library:
         return StageResult("skipped", "there is no GPU" if not context.machine.arch else "the ceilings were not built")
     file, picture = context.folder / "bench.json", context.folder / "roofline.png"

@@ -33,4 +33,18 @@ SWA_DEVICE void copy_chunk(uint32_t dst, const char* src, bool valid, bool align
     ptx::sts(dst, valid ? load_bytes(src) : ptx::U32x4{0, 0, 0, 0});
 }
 
+// cp_async_wait with a number known at launch: at most `pending`, up to 3, groups stay in flight.
+SWA_DEVICE void wait_for_copies(int pending) {
+  switch (pending) {
+    case 0:
+      return ptx::cp_async_wait<0>();
+    case 1:
+      return ptx::cp_async_wait<1>();
+    case 2:
+      return ptx::cp_async_wait<2>();
+    default:
+      return ptx::cp_async_wait<3>();
+  }
+}
+
 }  // namespace swa::cuda

@@ -51,19 +51,6 @@ SWA_DEVICE uint32_t partial_offset(int row_warp, int key_warp, int row) {
                   int(sizeof(float)));
 }
 
-SWA_DEVICE void wait_for_copies(int pending) {
-  switch (pending) {
-    case 0:
-      return ptx::cp_async_wait<0>();
-    case 1:
-      return ptx::cp_async_wait<1>();
-    case 2:
-      return ptx::cp_async_wait<2>();
-    default:
-      return ptx::cp_async_wait<kMaxDepth - 1>();
-  }
-}
-
 // This warp's slices of `keys`: attention of its rows over them.
 template <class Traits>
 SWA_DEVICE void attend_slices(const KvLoader<Traits>& loader, uint32_t slots,

@@ -32,16 +32,6 @@ struct SharedStorage {
   alignas(128) uint8_t stages[128];      // num_stages tiles; how many there are is known at launch
 };
 
-// Waits until at most `pending` groups are in flight.
-SWA_DEVICE void wait_for_copies(int pending) {
-  if (pending <= 0)
-    ptx::cp_async_wait<0>();
-  else if (pending == 1)
-    ptx::cp_async_wait<1>();
-  else
-    ptx::cp_async_wait<2>();
-}
-
 template <class Traits>
 __global__ void __launch_bounds__(kThreads, 1)
     kernel(const __grid_constant__ AttentionParams p, const Schedule schedule) {
