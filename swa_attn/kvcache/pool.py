@@ -1,9 +1,6 @@
-"""The device pages of one group: the tensors, and who holds each page."""
+"""Page ids of one group in one tier: which are free, and how many are in use."""
 
-from collections.abc import Iterable
-
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
 from .spec import GroupSpec
 
@@ -13,106 +10,78 @@ class CacheFull(RuntimeError):
 
 
 class PageAccountingError(RuntimeError):
-    """A page was given back that its holder did not hold: a bug in the caller, never a full pool."""
+    """A page was given back that was not taken: a bug in the caller, never a full pool."""
 
 
 class PagePool:
-    """`num_pages` pages of one group, each held by any number of running sequences and of cache entries.
+    """Ids of the pages of one group in one tier.
 
-    A page is *free* (nobody holds it), *in use* (a sequence does) or *cached* (only the cache does). `allocate` makes
-    the caller a sequence holder; `retain`/`release` count sequences, `keep`/`drop` cache entries.
+    A page is *free*, *in use* (held by a sequence or a transfer) or *cached* (only the prefix cache holds it). The pool
+    hands ids out and takes them back; `hold` and `let_go` count the pages in use, which are among those handed out.
 
-    `k` is `[num_layers, num_pages, page_size, num_kv_heads, head_dim]`, `v` the same with `v_head_dim`, uninitialised.
+    Args:
+        num_pages: ids are 0 .. num_pages - 1. None: as many as are asked for (a byte budget bounds them elsewhere).
     """
 
-    def __init__(
-        self, spec: GroupSpec, page_size: int, num_pages: int, dtype: torch.dtype, device: torch.device | str
-    ) -> None:
-        if page_size < 1:
-            raise ValueError(f"PagePool {spec.name!r}: page_size must be at least 1, got {page_size}")
-        if num_pages < 1:
+    def __init__(self, spec: GroupSpec, bytes_per_page: int, num_pages: int | None) -> None:
+        if num_pages is not None and num_pages < 1:
             raise ValueError(f"PagePool {spec.name!r}: num_pages must be at least 1, got {num_pages}")
-        shape = (len(spec.layers), num_pages, page_size, spec.num_kv_heads)
         self.spec = spec
+        self.bytes_per_page = bytes_per_page
         self.num_pages = num_pages
-        self.page_size = page_size
-        self.bytes_per_page = page_size * spec.bytes_per_token(dtype)
-        self.k = torch.empty(*shape, spec.head_dim, dtype=dtype, device=device)
-        self.v = torch.empty(*shape, spec.v_head_dim, dtype=dtype, device=device)
-        self._free = list(range(num_pages - 1, -1, -1))
-        self._users = [0] * num_pages
-        self._keepers = [0] * num_pages
         self.num_in_use = 0
         self.peak_in_use = 0
+        self._free: list[int] = []
+        self._next = 0  # ids from here on were never handed out
+        self._taken = bytearray()
+
+    @property
+    def num_used(self) -> int:
+        """Pages that are not free."""
+        return self._next - len(self._free)
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        """Raises TypeError for a pool without a bound."""
+        return self.num_pages - self.num_used
 
     @property
     def num_cached(self) -> int:
-        """Pages that only the cache holds: evicting entries can free all of them."""
-        return self.num_pages - self.num_free - self.num_in_use
+        """Pages that evicting cache entries can free."""
+        return self.num_used - self.num_in_use
 
-    def layer(self, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """The K and V pages `[num_pages, page_size, num_kv_heads, dim]` of the model's layer `layer_idx`: views."""
-        index = self.spec.layers.index(layer_idx)
-        return self.k[index], self.v[index]
-
-    def is_in_use(self, page: int) -> bool:
-        return self._users[page] > 0
-
-    def is_kept(self, page: int) -> bool:
-        return self._keepers[page] > 0
+    def is_free(self, page: int) -> bool:
+        return page >= self._next or not self._taken[page]
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` free pages for a sequence. Raises CacheFull, taking none, when there are fewer."""
-        if count > self.num_free:
-            raise CacheFull(f"pool {self.spec.name!r}: {count} pages asked for, {self.num_free} are free")
-        pages = [self._free.pop() for _ in range(count)]
+        """Take `count` free pages. Raises CacheFull, taking none, when there are fewer."""
+        if self.num_pages is not None and count > self.num_free:
+            raise CacheFull(f"pool {self.spec.name!r}: {count} pages were asked for, {self.num_free} are free")
+        reused = min(count, len(self._free))
+        pages = self._free[len(self._free) - reused :]
+        del self._free[len(self._free) - reused :]
+        if reused < count:
+            fresh = self._next + count - reused
+            pages.extend(range(self._next, fresh))
+            self._taken.extend(bytes(fresh - self._next))
+            self._next = fresh
         for page in pages:
-            self._users[page] = 1
-        self._count_in_use(count)
+            self._taken[page] = 1
         return pages
 
-    def retain(self, pages: Iterable[int]) -> None:
-        """One more sequence uses these pages, which somebody holds already."""
+    def release(self, pages: Sequence[int]) -> None:
+        """Give pages back. Raises PageAccountingError, freeing none further, for one that is free."""
+        taken = self._taken
         for page in pages:
-            self._check_held(page)
-            self._count_in_use(self._users[page] == 0)
-            self._users[page] += 1
+            if page >= self._next or not taken[page]:
+                raise PageAccountingError(f"pool {self.spec.name!r}: page {page} is free; only allocate may take it")
+            taken[page] = 0
+        self._free.extend(pages)
 
-    def release(self, pages: Iterable[int]) -> None:
-        """One sequence less uses these pages; those that nobody holds any more become free."""
-        for page in pages:
-            if self._users[page] == 0:
-                raise PageAccountingError(f"pool {self.spec.name!r}: page {page} released, but no sequence uses it")
-            self._users[page] -= 1
-            self.num_in_use -= self._users[page] == 0
-            self._free_if_unheld(page)
-
-    def keep(self, pages: Iterable[int]) -> None:
-        """One more cache entry holds these pages, which somebody holds already."""
-        for page in pages:
-            self._check_held(page)
-            self._keepers[page] += 1
-
-    def drop(self, pages: Iterable[int]) -> None:
-        """One cache entry less holds these pages; those that nobody holds any more become free."""
-        for page in pages:
-            if self._keepers[page] == 0:
-                raise PageAccountingError(f"pool {self.spec.name!r}: page {page} dropped, but no cache entry holds it")
-            self._keepers[page] -= 1
-            self._free_if_unheld(page)
-
-    def _count_in_use(self, more: int) -> None:
-        self.num_in_use += more
+    def hold(self, count: int) -> None:
+        """`count` more of the pages that were handed out are in use."""
+        self.num_in_use += count
         self.peak_in_use = max(self.peak_in_use, self.num_in_use)
 
-    def _check_held(self, page: int) -> None:
-        if not (self._users[page] or self._keepers[page]):
-            raise PageAccountingError(f"pool {self.spec.name!r}: page {page} is free; only allocate may take it")
-
-    def _free_if_unheld(self, page: int) -> None:
-        if not (self._users[page] or self._keepers[page]):
-            self._free.append(page)
+    def let_go(self, count: int) -> None:
+        self.num_in_use -= count

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ..kvcache import CacheStats
+from ..kvcache import CacheStats, SnapshotPolicy
 from .config import ModelConfig
 from .engine import Engine
 from .loader import load_model
@@ -97,7 +97,7 @@ def _engine(model: object, config: ModelConfig, args: argparse.Namespace, cached
         num_pages={group.name: pages if group.window is None else pages // 2 for group in config.kv_groups()},
         max_tokens_per_step=512,
         enable_prefix_cache=cached,
-        snapshot_interval=512,
+        policy=SnapshotPolicy(every=512),
         eos_token_ids=config.eos_token_ids,
     )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attention import AttentionMetadata
-from ..kvcache import CacheStats, GroupSpec, KVCache, pages_for_budget
+from ..kvcache import CacheStats, GroupSpec, KVCache, SnapshotPolicy, pages_for_budget
 from .request import Completion, FinishReason, Request
 from .sampler import SamplingParams, sample
 from .scheduler import Chunk, Scheduler
@@ -43,7 +43,7 @@ class Engine:
         num_pages: pages of each group, by name; or give `cache_bytes`, to be split between them.
         max_tokens_per_step: tokens of one forward, prompts and decodes together.
         max_num_seqs: requests that run at a time.
-        enable_prefix_cache, snapshot_interval: see `KVCache`.
+        enable_prefix_cache, policy: see `KVCache`.
         eos_token_ids: each ends every request that samples it.
         fingerprint: names whatever decides the contents of K and V; see `KVCache`.
         dtype, device: of the cache.
@@ -60,7 +60,7 @@ class Engine:
         max_tokens_per_step: int = 512,
         max_num_seqs: int = 64,
         enable_prefix_cache: bool = True,
-        snapshot_interval: int | None = None,
+        policy: SnapshotPolicy | None = None,
         eos_token_ids: Sequence[int] = (),
         fingerprint: str = "",
         dtype: torch.dtype = torch.float32,
@@ -85,10 +85,10 @@ class Engine:
             device,
             fingerprint,
             enable_prefix_cache=enable_prefix_cache,
-            snapshot_interval=snapshot_interval,
+            policy=policy,
         )
         self.scheduler = Scheduler(self.cache, max_tokens_per_step, max_num_seqs)
-        self._layers = {layer: pool.layer(layer) for pool in self.cache.pools.values() for layer in pool.spec.layers}
+        self._layers = {layer: self.cache.layer(layer) for group in groups for layer in group.layers}
         self._ids = itertools.count()
         self._requests: dict[int, Request] = {}  # unfinished
         self._finished: dict[int, Completion] = {}

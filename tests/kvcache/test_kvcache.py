@@ -4,9 +4,9 @@ from zlib import crc32
 
 import pytest
 import torch
-from shadow import Shadow, check_invariants, make_cache
+from shadow import Shadow, check_invariants, make_cache, runs_of
 
-from swa_attn.kvcache import ABSENT, GroupSpec, KVCache, PageAccountingError, pages_for_budget
+from swa_attn.kvcache import ABSENT, GroupSpec, KVCache, PageAccountingError, SnapshotPolicy, pages_for_budget
 from swa_attn.kvcache.sizing import working_set
 
 HYBRID = {"full": None, "swa": 9}
@@ -67,10 +67,12 @@ def test_a_request_resumes_at_the_last_snapshot_before_the_divergence():
 
 
 def test_snapshots_at_an_interval_serve_the_first_divergence():
-    shadow = hybrid(page_size=4, window=9, snapshot_interval=10)
+    shadow = hybrid(page_size=4, window=9, policy=SnapshotPolicy(slack_pages=0, fixed=(), every=10, quotas={}))
     shadow.run(text("a", 40))
-    assert shadow.run(text("a", 19) + text("b", 9)) == 12  # the page boundaries after 10, 20, ... are 12, 20, ...
-    assert shadow.run(text("a", 23) + text("c", 9)) == 20
+    # The page boundaries after 10, 20, ... are 12, 20, ...; the windows there are pages 1, 2 and 3, 4.
+    assert shadow.run(text("a", 15) + text("b", 9)) == 12
+    assert shadow.run(text("a", 19) + text("c", 9)) == 16  # pages 2, 3: one of each
+    assert shadow.run(text("a", 23) + text("d", 9)) == 20
 
 
 def test_sequences_running_together_share_what_the_first_has_finished():
@@ -93,9 +95,10 @@ def test_pages_computed_again_are_exchanged_for_the_cached_ones():
     shadow.run(text("a", 40))
     again = shadow.begin(text("a", 25) + text("b", 15))
     assert again.hit_tokens == 0
-    cached = shadow.cache.match(again.key).nodes
+    match = shadow.cache.match(again.key)
+    cached = shadow.cache.prefixes.full.ids(match.path, 0, 6, 0)
     shadow.compute(again, 40)
-    assert again.block_tables["full"][:6] == [node.page for node in cached]
+    assert again.block_tables["full"][:6] == cached
     assert shadow.cache.stats().pools["full"].peak_in_use == 10
     shadow.end(again)
     check_invariants(shadow.cache)
@@ -150,7 +153,7 @@ def test_a_windowed_only_model_runs_longer_than_its_pool_and_forgets_old_prefixe
     for i in range(40):
         shadow.run(text(str(i), 60))
         check_invariants(shadow.cache)
-    assert len(shadow.cache.tree) <= 8 * 6
+    assert shadow.cache.prefixes.tree.num_keys <= 8 * 6
 
 
 def test_salts_and_fingerprints_separate():
@@ -191,7 +194,7 @@ def test_the_least_recently_used_branch_goes_first_and_from_its_end():
     shadow.run(text("b", 40))
     shadow.run(text("a", 41))
     shadow.run(text("c", 24))  # 4 pages were free
-    assert [len(shadow.cache.match(shadow.cache.key(text(n, 41))).nodes) for n in "abc"] == [10, 8, 6]
+    assert [shadow.cache.match(shadow.cache.key(text(n, 41))).num_pages for n in "abc"] == [10, 8, 6]
     check_invariants(shadow.cache)
 
 
@@ -201,7 +204,7 @@ def test_windows_and_full_pages_are_evicted_separately():
         shadow.run(text(str(i), 21), chunk=4)
     stats = shadow.cache.stats()
     assert stats.evicted_pages == 0 and stats.evicted_snapshots > 0
-    assert len(shadow.cache.match(shadow.cache.key(text("0", 22))).nodes) == 5
+    assert shadow.cache.match(shadow.cache.key(text("0", 22))).num_pages == 5
     assert shadow.run(text("0", 21), chunk=4) == 0
     assert shadow.run(text("0", 21), chunk=4) == 20
     check_invariants(shadow.cache)
@@ -234,7 +237,8 @@ def test_many_uses_of_one_prefix_leave_nothing_behind():
     for _ in range(1000):
         shadow.end(shadow.begin(text("a", 9)))
         shadow.run(text("a", 9))
-    assert len(shadow.cache.tree._leaves) < 100
+    assert len(runs_of(shadow.cache)) == 1
+    check_invariants(shadow.cache)
 
 
 @pytest.mark.parametrize("num_users", [5, 12, 25, 45])
@@ -256,7 +260,7 @@ def test_full_pages_survive_the_churn_of_windows():
     for tokens in long:
         shadow.run(tokens, chunk=8)
     for tokens in long:
-        assert len(shadow.cache.match(shadow.cache.key(tokens)).nodes) == 74
+        assert shadow.cache.match(shadow.cache.key(tokens)).num_pages == 74
 
 
 def test_admission_counts_what_running_prompts_still_need():

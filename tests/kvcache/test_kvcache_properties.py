@@ -5,6 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shadow import Shadow, check_invariants, make_cache
 
+from swa_attn.kvcache import SnapshotPolicy
+
 MODELS = {
     "hybrid": {"full": None, "swa": 5},
     "hybrid-window-below-page": {"full": None, "swa": 2},
@@ -33,10 +35,17 @@ actions = st.lists(
     actions=actions,
     page_size=st.sampled_from([1, 2, 3, 4, 8]),
     num_pages=st.integers(3, 24),
-    interval=st.sampled_from([None, 1, 6]),
+    policy=st.sampled_from(
+        [
+            SnapshotPolicy(slack_pages=0, fixed=()),
+            SnapshotPolicy(slack_pages=0, fixed=(), every=1, quotas={}),
+            SnapshotPolicy(slack_pages=1, fixed=(5, 9), every=6),
+            SnapshotPolicy(slack_pages=2, fixed=(), demote_superseded=False, branches=False),
+        ]
+    ),
 )
-def test_any_interleaving_keeps_the_promises(windows, actions, page_size, num_pages, interval):
-    shadow = Shadow(make_cache(windows, page_size, dict.fromkeys(windows, num_pages), snapshot_interval=interval))
+def test_any_interleaving_keeps_the_promises(windows, actions, page_size, num_pages, policy):
+    shadow = Shadow(make_cache(windows, page_size, dict.fromkeys(windows, num_pages), policy=policy))
     running = []
     for action, argument in actions:
         if action == "begin" and len(running) < 6:

@@ -2,77 +2,64 @@ import pytest
 import torch
 
 from swa_attn.kvcache import CacheFull, GroupSpec, PageAccountingError, PagePool
+from swa_attn.kvcache.storage import DevicePages
 
 SPEC = GroupSpec("swa", (1, 2, 4), num_kv_heads=2, head_dim=24, v_head_dim=16, window=8)
 
 
-def make_pool(num_pages: int = 4) -> PagePool:
-    return PagePool(SPEC, 4, num_pages, torch.bfloat16, "cpu")
-
-
-def test_tensors_are_per_layer_and_layer_is_a_view():
-    pool = make_pool()
-    assert pool.k.shape == (3, 4, 4, 2, 24) and pool.v.shape == (3, 4, 4, 2, 16)
-    k, v = pool.layer(4)
+def test_memory_is_per_layer_and_layer_is_a_view():
+    pages = DevicePages(SPEC, 4, 5, torch.bfloat16, "cpu")
+    assert pages.k.shape == (3, 5, 4, 2, 24) and pages.v.shape == (3, 5, 4, 2, 16)
+    k, v = pages.layer(2)
     k.fill_(1)
     v.fill_(2)
-    assert (pool.k[2] == 1).all() and (pool.v[2] == 2).all()
-    assert pool.bytes_per_page == (pool.k.nbytes + pool.v.nbytes) // 4
+    assert (pages.k[2] == 1).all() and (pages.v[2] == 2).all()
+    assert 5 * 4 * SPEC.bytes_per_token(torch.bfloat16) == pages.k.nbytes + pages.v.nbytes
 
 
-def test_a_page_moves_between_free_in_use_and_cached():
-    pool = make_pool()
-    a, b = pool.allocate(2)
-    assert (pool.num_free, pool.num_in_use, pool.num_cached) == (2, 2, 0)
-    pool.keep([a])
-    pool.release([a, b])
-    assert (pool.num_free, pool.num_in_use, pool.num_cached) == (3, 0, 1)
-    pool.retain([a, a])
-    assert (pool.num_free, pool.num_in_use, pool.num_cached) == (3, 1, 0)
-    pool.release([a])
-    pool.drop([a])
-    assert (pool.num_free, pool.num_in_use, pool.num_cached) == (3, 1, 0)
-    pool.release([a])
-    assert (pool.num_free, pool.num_in_use, pool.num_cached) == (4, 0, 0)
-    assert pool.peak_in_use == 2
-    assert sorted(pool.allocate(4)) == [0, 1, 2, 3]
+@pytest.mark.parametrize("num_pages", [4, None])
+def test_every_page_is_handed_out_once(num_pages):
+    pool = PagePool(SPEC, 100, num_pages)
+    first = pool.allocate(3)
+    pool.release(first[:2])
+    assert (pool.num_used, pool.is_free(first[0]), pool.is_free(first[2])) == (1, True, False)
+    again = pool.allocate(3)
+    assert sorted([*again, first[2]]) == [0, 1, 2, 3]
+    assert pool.is_free(4) and pool.num_used == 4
 
 
 def test_too_many_pages_raise_and_take_none():
-    pool = make_pool()
+    pool = PagePool(SPEC, 100, 4)
     pool.allocate(1)
-    with pytest.raises(CacheFull, match=r"pool 'swa': 4 pages asked for, 3 are free"):
+    with pytest.raises(CacheFull, match=r"pool 'swa': 4 pages were asked for, 3 are free"):
         pool.allocate(4)
     assert pool.num_free == 3
 
 
-@pytest.mark.parametrize("verb", ["release", "drop", "retain", "keep"])
-def test_a_free_page_cannot_be_given_back_or_shared(verb):
-    pool = make_pool()
+@pytest.mark.parametrize("num_pages", [4, None])
+def test_a_free_page_cannot_be_given_back(num_pages):
+    pool = PagePool(SPEC, 100, num_pages)
     (page,) = pool.allocate(1)
     pool.release([page])
-    with pytest.raises(PageAccountingError, match=f"page {page}"):
-        getattr(pool, verb)([page])
-    assert sorted(pool.allocate(4)) == [0, 1, 2, 3]
+    for wrong in (page, 3):
+        with pytest.raises(PageAccountingError, match=f"pool 'swa': page {wrong} is free"):
+            pool.release([wrong])
+    assert len(set(pool.allocate(4))) == 4
 
 
-def test_a_sequence_cannot_release_what_only_the_cache_keeps():
-    pool = make_pool()
-    (page,) = pool.allocate(1)
-    pool.keep([page])
-    pool.release([page])
-    with pytest.raises(PageAccountingError, match="released, but no sequence uses it"):
-        pool.release([page])
-    pool.drop([page])
-    with pytest.raises(PageAccountingError, match="dropped, but no cache entry holds it"):
-        pool.drop([page])
+def test_pages_in_use_are_counted_among_those_handed_out():
+    pool = PagePool(SPEC, 100, 4)
+    pages = pool.allocate(3)
+    pool.hold(2)
+    assert (pool.num_free, pool.num_in_use, pool.num_cached) == (1, 2, 1)
+    pool.let_go(2)
+    pool.release(pages)
+    assert (pool.num_free, pool.num_in_use, pool.num_cached, pool.peak_in_use) == (4, 0, 0, 2)
 
 
 def test_sizes_are_checked():
-    with pytest.raises(ValueError, match="page_size must be at least 1, got 0"):
-        PagePool(SPEC, 0, 4, torch.float32, "cpu")
     with pytest.raises(ValueError, match="num_pages must be at least 1, got 0"):
-        PagePool(SPEC, 4, 0, torch.float32, "cpu")
+        PagePool(SPEC, 100, 0)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from chain_model import VOCAB, ChainModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from swa_attn.kvcache import SnapshotPolicy
 from swa_attn.runner.engine import Engine
 from swa_attn.runner.request import FinishReason
 from swa_attn.runner.sampler import SamplingParams
@@ -56,7 +57,10 @@ def assert_idle(engine: Engine) -> None:
     """All requests have ended, and no page, pin or request is left behind."""
     assert not engine.has_work and not engine._requests and not engine._finished
     assert all(pool.in_use == 0 for pool in engine.stats().pools.values())
-    assert all(node.num_pins == 0 for node in engine.cache.tree._nodes.values())
+    runs = [engine.cache.prefixes.tree.root]
+    for run in runs:
+        assert run.pins == [0, 0, 0]
+        runs.extend(run.children.values())
 
 
 @pytest.mark.parametrize("windows", MODELS.values(), ids=MODELS)
@@ -340,7 +344,7 @@ def test_any_traffic_through_any_pools_gives_the_cold_answers(
         num_pages=-(-longest // page_size) + room,
         max_tokens_per_step=chunk,
         max_num_seqs=max_num_seqs,
-        snapshot_interval=interval,
+        policy=SnapshotPolicy(every=interval, quotas={}),
     )
     expected = cold(prompts, params, windows)
     for _ in range(2):

@@ -6,6 +6,7 @@ from mimo_tiny import hf_config, hf_model
 
 import swa_attn
 from swa_attn import native
+from swa_attn.kvcache import SnapshotPolicy
 from swa_attn.runner import Engine, SamplingParams, load_model
 
 pytest.importorskip("transformers.models.mimo_v2_flash", reason="transformers is the oracle of these tests")
@@ -53,7 +54,9 @@ def test_greedy_tokens_with_prefix_hits(models, max_tokens_per_step):
         page_size=8,
         num_pages={"full": 64, "swa": 40},
         max_tokens_per_step=max_tokens_per_step,
-        snapshot_interval=16,  # so that the shared prefix, whose end is no page boundary, can be resumed near it
+        policy=SnapshotPolicy(
+            every=16, quotas={}
+        ),  # so that the shared prefix, whose end is no page boundary, can be resumed near it
     )
     params = SamplingParams(max_tokens=NEW_TOKENS)
     prompts = conversation()

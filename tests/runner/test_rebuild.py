@@ -6,9 +6,9 @@ from mimo_tiny import NAN, PAGE_SIZE, PagedRunner, hf_config, randomise
 
 import swa_attn
 from swa_attn import native
+from swa_attn.kvcache import plan_rebuild
 from swa_attn.runner import ModelConfig
 from swa_attn.runner.models import MiMoForCausalLM
-from swa_attn.runner.rebuild import plan_rebuild
 
 pytest.importorskip("transformers.models.mimo_v2_flash", reason="its config is what the tiny models are made from")
 

@@ -165,7 +165,7 @@ def test_a_waiting_request_can_be_taken_out():
 
 def test_pages_lost_to_a_stranger_raise_instead_of_waiting_forever():
     driver = Driver(full=10)
-    driver.cache.pools["full"].allocate(8)
+    driver.cache.pools["full"].hold(len(driver.cache.pools["full"].allocate(8)))
     driver.add(12)
     with pytest.raises(PageAccountingError, match="no request can advance: 0 running, 1 waiting"):
         driver.step()

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ...attention import AttentionMetadata, SlidingWindowAttention
+from ...kvcache import RebuildPlan
 from ...ops import append_kv
 from ..config import AttentionConfig, ModelConfig
 from ..layers import GatedMLP, RMSNorm, rotary_table, rotate
 from ..moe import MoE
-from ..rebuild import RebuildPlan
 
 Cache = tuple[Tensor, Tensor]
 Rotary = tuple[Tensor, Tensor]

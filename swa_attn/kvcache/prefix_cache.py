@@ -1,0 +1,490 @@
+"""What is kept of past sequences, in all tiers: finding it, making room, and moving it up and down."""
+
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from .full_pages import FullPages
+from .pool import PagePool
+from .radix import RadixTree, Run
+from .shelf import Shelf
+from .snapshot_policy import SnapshotPolicy
+from .stats import Counters
+from .tier import PageState, Tier
+from .transfer import Mover, Transfer
+from .window_pages import Reason, Snapshot, WindowPage
+from .windows import Windows
+
+
+class WritePolicy(Enum):
+    """When pages are copied to the tiers below the device."""
+
+    THROUGH = "through"  # as soon as they are finished
+    SELECTIVE = "selective"  # once a second sequence has used them
+    BACK = "back"  # when the tier above evicts them
+
+
+@dataclass
+class Match:
+    """The known prefix of a chain of pages.
+
+    `num_pages` of it are known; `tiers[t]` leading ones are in tier t. `resume` is the longest prefix whose full pages
+    are somewhere and whose windows are too.
+    """
+
+    path: list[Run]
+    num_pages: int
+    tiers: tuple[int, ...]
+    resume: int
+    windows: list[list[WindowPage]] = field(default_factory=list)  # at `resume`, per snapshot group
+
+    def run_at(self, num_pages: int) -> Run | None:
+        """The run that holds the last of the first `num_pages`."""
+        return self.path[-1].at(num_pages - 1) if num_pages else None
+
+
+class PrefixCache:
+    """The radix tree with full pages, windows, and the tiers' shelves.
+
+    Args:
+        full: number of the full group, or None.
+        snapshot_groups: numbers of the windowed groups that look back at all.
+        shelves: one per tier, the device's first; a tier below may be missing at the end.
+        max_keys: pages to know of without a full group.
+    """
+
+    def __init__(
+        self,
+        full: int | None,
+        snapshot_groups: Sequence[int],
+        page_size: int,
+        shelves: Sequence[Shelf],
+        mover: Mover,
+        policy: SnapshotPolicy,
+        write_policy: WritePolicy,
+        max_keys: int,
+        refresh_seconds: float = 30.0,
+    ) -> None:
+        self.shelves = tuple(shelves)
+        self.mover = mover
+        self.policy = policy
+        self.write_policy = write_policy
+        self.tree = RadixTree()
+        self.full = FullPages(self.tree, full, self.shelves)
+        specs = self.shelves[0].pools
+        self.windows = Windows(
+            [(g, specs[g].spec) for g in snapshot_groups], page_size, self.shelves, policy.quotas, mover.discard
+        )
+        self.counters = Counters(len(specs))
+        self._max_keys = max_keys
+        self._refresh_seconds = refresh_seconds
+
+    @property
+    def bottom(self) -> int:
+        """The lowest tier there is."""
+        return len(self.shelves) - 1
+
+    def match(self, keys: Sequence[Hashable], limit: int) -> Match:
+        """The known prefix of a chain. Changes nothing."""
+        path, known = self.tree.match(keys, limit)
+        tiers = tuple(self.full.resident(path, known, t) for t in range(len(self.shelves)))
+        known = max(tiers)
+        while path and path[-1].start >= known:
+            path.pop()
+        resume = next(self.windows.resume_points(path, known), 0)
+        match = Match(path, known, tiers, resume)
+        if resume:
+            match.windows = self.windows.pages_for(path, match.run_at(resume), resume) or []
+        return match
+
+    def state(self, keys: Sequence[Hashable], tier: Tier) -> PageState:
+        """The state in `tier` of the full page that is the last of a chain."""
+        path, known = self.tree.match(keys, len(keys))
+        if known < len(keys):
+            return PageState.ABSENT
+        run, offset = path[-1], len(keys) - 1 - path[-1].start
+        if offset >= len(run.pages[tier]):
+            return PageState.ARRIVING if offset < len(run.pages[tier]) + run.coming[tier] else PageState.ABSENT
+        return PageState.IN_USE if run.pins[tier] else PageState.RESIDENT
+
+    def adopt(self, keys: Sequence[Hashable], match_pages: int, path: Sequence[Run]) -> int:
+        """Learn pages after the first `match_pages` of a chain that the store holds and the tree does not know; returns
+        how many. They are in the bottom tier from now on."""
+        group, tier = self.full.group, self.bottom
+        if group is None or tier != Tier.DISK:
+            return 0
+        held = self.full.resident(path, match_pages, tier)
+        if held < match_pages:
+            return 0
+        count = self.mover.known(group, keys[match_pages:])
+        count = self.shelves[tier].most(group, count)
+        if count and self.make_room(tier, group, count):
+            parent = self._end_at(path[-1], match_pages) if match_pages else self.tree.root
+            names = keys[match_pages : match_pages + count]
+            if names[0] not in parent.children:
+                run = self.tree.add(parent, names)
+                self.full.attach(run, tier, self.shelves[tier].pools[group].allocate(count))
+                return count
+        return 0
+
+    def _end_at(self, run: Run, num_pages: int) -> Run:
+        """The run whose end is after `num_pages` pages, on the way to `run`; made by a split if need be."""
+        node = run.at(num_pages - 1)
+        return node if node.stop == num_pages else self.full.split(node, num_pages)
+
+    def end_at(self, run: Run, num_pages: int) -> Run:
+        """See `_end_at`; the root for 0 pages."""
+        return self._end_at(run, num_pages) if num_pages else self.tree.root
+
+    # -- room -----------------------------------------------------------------------------------------------------------
+
+    def make_room(self, tier: int, group: int, count: int) -> bool:
+        """Evict from `tier` until `count` pages of `group` can be allocated; False when that cannot be."""
+        shelf = self.shelves[tier]
+        while (short := shelf.pages_short(group, count)) > 0:
+            if not self._evict_group(tier, group, short) and not self._wait_for_victim(tier):
+                return False
+        num_bytes = count * shelf.pools[group].bytes_per_page
+        while (short := shelf.bytes_short(num_bytes)) > 0:
+            if not self._evict_oldest(tier, short) and not self._wait_for_victim(tier):
+                return False
+        return True
+
+    def bound_keys(self) -> None:
+        """Without a full group: forget the longest unused prefixes that are more than may be known."""
+        while self.full.group is None and self.tree.num_keys > self._max_keys:
+            run = self.full.victim(Tier.DEVICE)
+            if run is None:
+                return
+            self._cut(run, max(run.start, run.stop - (self.tree.num_keys - self._max_keys)))
+
+    def _wait_for_victim(self, tier: int) -> bool:
+        """Nothing can be evicted, but a transfer that ends may make something evictable."""
+        if self.mover.num_pending == 0:
+            return False
+        self.counters.stalls += 1
+        return self.mover.poll(wait=True)
+
+    def _evict_group(self, tier: int, group: int, count: int) -> bool:
+        if group == self.full.group:
+            run = self.full.victim(tier)
+            return run is not None and self._evict_pages(run, tier, count)
+        number = next((i for i, (g, _) in enumerate(self.windows.groups) if g == group), None)
+        snapshot = None if number is None else self.windows.victim(tier, number)
+        return snapshot is not None and self._evict_snapshot(snapshot, tier)
+
+    def _evict_oldest(self, tier: int, num_bytes: int) -> bool:
+        """Free up to `num_bytes` of what is to go first, a superseded snapshot or whatever is the longest unused."""
+        snapshot = self.windows.victim(tier)
+        run = self.full.victim(tier) if self.full.group is not None else None
+        if snapshot is not None and (
+            run is None or snapshot.reason is Reason.SUPERSEDED or snapshot.last_used < run.last_used
+        ):
+            return self._evict_snapshot(snapshot, tier)
+        if run is None:
+            return False
+        return self._evict_pages(run, tier, -(-num_bytes // self.full.pool(tier).bytes_per_page))
+
+    def _evict_pages(self, run: Run, tier: int, count: int) -> bool:
+        if self._writes_back(tier) and self._write_run(run, tier):
+            return True  # it goes when the copy is done, and counts as in use until then
+        names = self.full.evict(run, tier, count)
+        self.counters.evicted_pages[tier] += len(names)
+        self.mover.discard(Tier(tier), self.full.group, names)
+        self._prune(run)
+        return True
+
+    def _evict_snapshot(self, snapshot: Snapshot, tier: int) -> bool:
+        if self._writes_back(tier) and snapshot.reason is not Reason.SUPERSEDED:
+            self.write_snapshot(snapshot, tier + 1)
+        self.windows.drop(snapshot, tier)
+        self.counters.evicted_snapshots[tier] += 1
+        return True
+
+    def _writes_back(self, tier: int) -> bool:
+        return self.write_policy is WritePolicy.BACK and tier < self.bottom
+
+    def _prune(self, run: Run) -> None:
+        """Forget the end of a run that is in no tier."""
+        longest = max(len(pages) + coming for pages, coming in zip(run.pages, run.coming, strict=True))
+        while longest < len(run.keys) and not run.children:
+            parent = run.parent
+            self._cut(run, run.start + longest)
+            if longest or parent is self.tree.root:
+                return
+            run = parent
+            longest = max(len(pages) + coming for pages, coming in zip(run.pages, run.coming, strict=True))
+
+    def _cut(self, run: Run, index: int) -> None:
+        self.windows.forget(run, index)
+        self.tree.cut(run, index)
+        if not run.keys:
+            for order in self.full.order:
+                order.pop(run, None)
+
+    # -- up -------------------------------------------------------------------------------------------------------------
+
+    def promote(self, run: Run, num_pages: int) -> bool:
+        """Copy from the host whatever of the path's first `num_pages` full pages is not on the device."""
+        if self.full.group is None:
+            return True
+        for node in [*run.up()][::-1]:
+            have, wanted = len(node.pages[Tier.DEVICE]), min(len(node.keys), num_pages - node.start)
+            if have < wanted and not self._promote_part(run, node, have, wanted):
+                return False
+        return True
+
+    def _promote_part(self, run: Run, node: Run, have: int, wanted: int) -> bool:
+        group = self.full.group
+        self.full.pin(node, Tier.HOST)
+        self.full.pin(run, Tier.DEVICE)
+        fits = self.make_room(Tier.DEVICE, group, wanted - have)
+        if fits:
+            ids = self.full.pool(Tier.DEVICE).allocate(wanted - have)
+            source = node.pages[Tier.HOST][have:wanted]
+            self.full.attach(node, Tier.DEVICE, ids)
+            self._submit(
+                group, Tier.HOST, Tier.DEVICE, source, ids, node.keys[have:wanted],
+                lambda _: self.full.unpin(node, Tier.HOST),
+            )  # fmt: skip
+        else:
+            self.full.unpin(node, Tier.HOST)
+        self.full.unpin(run, Tier.DEVICE)
+        return fits
+
+    def promote_window(self, page: WindowPage) -> bool:
+        """Copy a windowed page from the host to the device; the caller holds it there."""
+        group = self.windows.groups[page.group][0]
+        self.windows.use(page, Tier.HOST)
+        fits = self.make_room(Tier.DEVICE, group, 1)
+        if fits:
+            pool = self.shelves[Tier.DEVICE].pools[group]
+            page.ids[Tier.DEVICE] = pool.allocate(1)[0]
+            self._submit(
+                group, Tier.HOST, Tier.DEVICE, [page.ids[Tier.HOST]], [page.ids[Tier.DEVICE]], [page.key],
+                lambda _: self.windows.stop_use(page, Tier.HOST),
+            )  # fmt: skip
+        else:
+            self.windows.stop_use(page, Tier.HOST)
+        return fits
+
+    def load(self, run: Run, start: int, stop: int, ended) -> bool:
+        """Read full pages `start .. stop - 1` of the path to `run` from the store into the host, which has those before.
+
+        `ended()` is called when they are there or have turned out not to be. The caller holds the path in both tiers.
+        False, and no call, when the host has no room.
+        """
+        group = self.full.group
+        pool = self.full.pool(Tier.HOST)
+        count = self.shelves[Tier.HOST].most(group, stop - start)
+        if count < 1 or not self.make_room(Tier.HOST, group, count):
+            return False
+        ids = pool.allocate(count)
+        pool.hold(count)
+        stop = start + count
+        path = [node for node in run.up() if node.start < stop and node.stop > start][::-1]
+        names = [k for node in path for k in node.keys[max(0, start - node.start) : stop - node.start]]
+        source = self.full.ids(path, start, stop, Tier.DISK)
+        for node in path:
+            node.coming[Tier.HOST] += min(node.stop, stop) - max(node.start, start)
+
+        def done(arrived: int) -> None:
+            pool.let_go(count)
+            self.full.attach_range(run, Tier.HOST, start, ids, arrived)
+            if arrived < count:
+                self._lost(run, start + arrived)
+            ended()
+
+        self._submit(group, Tier.DISK, Tier.HOST, source, ids, names, done)
+        return True
+
+    def load_window(self, page: WindowPage, ended) -> bool:
+        """As `load`, for a windowed page that is on disk only."""
+        group = self.windows.groups[page.group][0]
+        pool = self.shelves[Tier.HOST].pools[group]
+        self.windows.use(page, Tier.DISK)
+        if not self.make_room(Tier.HOST, group, 1):
+            self.windows.stop_use(page, Tier.DISK)
+            return False
+        page_id = pool.allocate(1)[0]
+        pool.hold(1)
+        page.holders[Tier.HOST] += 1
+
+        def done(arrived: int) -> None:
+            pool.let_go(1)
+            if arrived:
+                self.windows.place(page, Tier.HOST, page_id)
+                if page.snapshot is not None and not page.snapshot.in_tier[Tier.HOST]:
+                    self.windows.enter(page.snapshot, Tier.HOST)
+            else:
+                pool.release((page_id,))
+                self._lost_window(page)
+            self.windows._drop_holder(page, Tier.HOST)
+            self.windows.stop_use(page, Tier.DISK)
+            ended()
+
+        self._submit(group, Tier.DISK, Tier.HOST, [page.ids[Tier.DISK]], [page_id], [page.key], done)
+        return True
+
+    def _lost(self, run: Run, index: int) -> None:
+        """The store no longer has page `index` of the path: what follows cannot be used from there either."""
+        self.counters.lost_pages += 1
+        for node in run.up():
+            if node.stop > index:
+                self._forget_on_disk(node, max(0, index - node.start))
+
+    def _forget_on_disk(self, node: Run, keep: int) -> None:
+        """`node` and all that follows it are not in the store from its page number `keep` on."""
+        for child in list(node.children.values()):
+            if child.pages[Tier.DISK]:
+                self._forget_on_disk(child, 0)
+        pages = node.pages[Tier.DISK]
+        if len(pages) > keep and node.coming[Tier.DISK] == 0:
+            if node.pins[Tier.DISK]:
+                self.full.pool(Tier.DISK).let_go(len(pages) - keep)
+            names = self.full.evict(node, Tier.DISK, len(pages) - keep)
+            self.mover.discard(Tier.DISK, self.full.group, names)
+
+    def _lost_window(self, page: WindowPage) -> None:
+        self.counters.lost_pages += 1
+        if page.snapshot is not None and page.snapshot.in_tier[Tier.DISK]:
+            self.windows.drop(page.snapshot, Tier.DISK)
+
+    # -- down -----------------------------------------------------------------------------------------------------------
+
+    def write_down(self, run: Run) -> None:
+        """Copy what the tiers below lack of a prefix: what was just finished, and what they lost or never had."""
+        if self.full.group is None or run is self.tree.root:
+            return
+        for tier in range(1, len(self.shelves)):
+            for node in [*run.up()][::-1]:
+                if not self._write_part(node, tier - 1, tier):
+                    break
+
+    def refresh(self, run: Run) -> None:
+        """Tell a shared store, now and then, that a prefix is in use although nobody reads it there."""
+        if self.full.group is None or self.bottom != Tier.DISK:
+            return
+        now = time.monotonic()
+        for node in run.up():
+            if node.pages[Tier.DISK] and now - node.refreshed > self._refresh_seconds:
+                node.refreshed = now
+                self.mover.refresh(self.full.group, node.keys[: len(node.pages[Tier.DISK])])
+                for page in node.windows.values():
+                    if page.ids[Tier.DISK] is not None:
+                        self.mover.refresh(self.windows.groups[page.group][0], [page.key])
+
+    def write_snapshot(self, snapshot: Snapshot, target: int) -> None:
+        """Copy a snapshot from the tier above `target` to it, if it is not there yet."""
+        if target > self.bottom or snapshot.in_tier[target]:
+            return
+        source = target - 1
+        needs = [0] * len(self.shelves[target].pools)
+        missing = [p for p in snapshot if p.ids[target] is None and not p.is_coming and p.ids[source] is not None]
+        for page in missing:
+            needs[self.windows.groups[page.group][0]] += 1
+        for page in missing:
+            self.windows.use(page, source)
+        room = self.shelves[target].fits(needs)
+        for group, count in enumerate(needs):
+            room = room and self._room_beside(target, group, needs, count)
+        if room:
+            self.windows.enter(snapshot, target)
+            for page in missing:
+                self._write_window(page, snapshot, source, target)
+            while (old := self.windows.over_quota(snapshot.reason, target)) is not None:
+                self.windows.drop(old, target)
+                self.counters.evicted_snapshots[target] += 1
+        else:
+            for page in missing:
+                self.windows.stop_use(page, source)
+
+    def _room_beside(self, tier: int, group: int, needs: Sequence[int], count: int) -> bool:
+        """Room for `count` pages of `group` beside those of the groups before it, which are not allocated yet."""
+        pools = self.shelves[tier].pools
+        before = sum(n * p.bytes_per_page for n, p in zip(needs[:group], pools[:group], strict=True))
+        extra = -(-before // pools[group].bytes_per_page) if pools[group].num_pages is None else 0
+        return count == 0 or self.make_room(tier, group, count + extra)
+
+    def _write_window(self, page: WindowPage, snapshot: Snapshot, source: int, target: int) -> None:
+        group = self.windows.groups[page.group][0]
+        page_id = self.shelves[target].pools[group].allocate(1)[0]
+        if target == Tier.HOST:
+            page.ids[target] = page_id
+
+            def done(arrived: int) -> None:
+                self.windows.stop_use(page, source)
+                if snapshot.in_tier[Tier.HOST] and self.write_policy is not WritePolicy.BACK:
+                    self._write_on(snapshot)
+        else:
+            page.is_coming = True
+
+            def done(arrived: int) -> None:
+                page.is_coming = False
+                if arrived:
+                    self.windows.place(page, target, page_id)
+                else:
+                    self.shelves[target].pools[group].release((page_id,))
+                    if snapshot.in_tier[target]:
+                        self.windows.drop(snapshot, target)
+                self.windows.stop_use(page, source)
+
+        self._submit(group, Tier(source), Tier(target), [page.ids[source]], [page_id], [page.key], done)
+
+    def _write_on(self, snapshot: Snapshot) -> None:
+        """A snapshot that has reached the host goes on to the store."""
+        if self.bottom == Tier.DISK and all(p.ids[Tier.HOST] is not None for p in snapshot):
+            self.write_snapshot(snapshot, Tier.DISK)
+
+    def _write_part(self, node: Run, source: int, target: int) -> bool:
+        """Copy what `target` lacks of a run; False when it then still lacks something."""
+        if self.write_policy is WritePolicy.BACK or (
+            self.write_policy is WritePolicy.SELECTIVE and node.num_uses < 2 and target == Tier.HOST
+        ):
+            return False
+        self._write_run(node, source)
+        return len(node.pages[target]) + node.coming[target] == len(node.keys)
+
+    def _write_run(self, node: Run, source: int) -> bool:
+        """Start copying the pages of a run that the tier below `source` lacks; False when there are none or no room."""
+        target = source + 1
+        have = len(node.pages[target]) + node.coming[target]
+        wanted = len(node.pages[source])
+        parent = node.parent
+        if have >= wanted or (
+            parent is not self.tree.root and len(parent.pages[target]) + parent.coming[target] < len(parent.keys)
+        ):
+            return False
+        group = self.full.group
+        self.full.pin(node, source)
+        self.full.pin(node, target)
+        count = self.shelves[target].most(group, wanted - have)
+        if count < 1 or not self.make_room(target, group, count):
+            self.full.unpin(node, target)
+            self.full.unpin(node, source)
+            return False
+        ids = self.full.pool(target).allocate(count)
+        start = node.start + have
+        if target == Tier.HOST:
+            self.full.attach(node, target, ids)
+        else:
+            node.coming[target] += count
+            self.full.pool(target).hold(count)
+
+        def done(arrived: int) -> None:
+            if target == Tier.DISK:
+                self.full.pool(target).let_go(count)
+                names = self.full.attach_range(node, target, start, ids, arrived)
+                self.mover.discard(Tier.DISK, group, names)
+            self.full.unpin(node, target)
+            self.full.unpin(node, source)
+
+        names = node.keys[have : have + count]
+        self._submit(group, Tier(source), Tier(target), node.pages[source][have : have + count], ids, names, done)
+        return True
+
+    def _submit(self, group, source, target, source_ids, target_ids, keys, done) -> None:
+        pool: PagePool = self.shelves[target].pools[group]
+        self.counters.moved(source, target, group, len(keys) * pool.bytes_per_page)
+        self.mover.submit(Transfer(group, source, target, source_ids, target_ids, keys, done))
