@@ -179,7 +179,9 @@ class PrefixCache:
         snapshot = self.windows.victim(tier)
         run = self.full.victim(tier) if self.full.group is not None else None
         if snapshot is not None and (
-            run is None or snapshot.reason is Reason.SUPERSEDED or snapshot.last_used < run.last_used
+            run is None
+            or snapshot.last_used < run.last_used
+            or self.windows.over_quota(snapshot.reason, tier) is not None
         ):
             return self._evict_snapshot(snapshot, tier)
         if run is None:

@@ -359,10 +359,14 @@ class SequenceCache:
             if device > host:
                 prefixes.write_down(run)
                 host = full.resident([*run.up()][::-1], resume, Tier.HOST)
-            sequence.loads += prefixes.load(run, host, resume, ended)
+            sequence.loads += 1
+            if not prefixes.load(run, host, resume, ended):
+                sequence.loads -= 1
         for page in needed:
             if _fastest(page) == Tier.DISK:
-                sequence.loads += prefixes.load_window(page, ended)
+                sequence.loads += 1
+                if not prefixes.load_window(page, ended):
+                    sequence.loads -= 1
         self._load_ended(sequence)
 
     def _load_ended(self, sequence: KVSequence) -> None:

@@ -17,9 +17,9 @@ class SnapshotPolicy:
         branches: where a prompt was seen to leave a cached one.
         fixed: tokens; positions for prompts that share a short beginning, rounded down to pages.
         every: tokens between further snapshots along a prompt; None for none.
-        demote_superseded: the end of a turn is evicted first once its conversation has gone on.
-        quotas: reason -> the share of each tier's bytes that its snapshots may take. By default 2 % for fixed positions
-            and 5 % for intervals.
+        demote_superseded: the end of a turn becomes `Reason.SUPERSEDED` once its conversation has gone on.
+        quotas: reason -> the share of each tier's bytes that its snapshots may take; beyond it they are the first to be
+            evicted. By default 2 % for superseded ends, 2 % for fixed positions and 5 % for intervals.
     """
 
     prompt_end: bool = True
@@ -29,7 +29,9 @@ class SnapshotPolicy:
     fixed: Sequence[int] = (1024, 2048, 4096, 8192)
     every: int | None = None
     demote_superseded: bool = True
-    quotas: Mapping[Reason, float] = field(default_factory=lambda: {Reason.FIXED: 0.02, Reason.INTERVAL: 0.05})
+    quotas: Mapping[Reason, float] = field(
+        default_factory=lambda: {Reason.SUPERSEDED: 0.02, Reason.FIXED: 0.02, Reason.INTERVAL: 0.05}
+    )
 
     def __post_init__(self) -> None:
         if self.slack_pages < 0:

@@ -173,7 +173,7 @@ class Windows:
         oldest = None
         for reason, queue in self.queues[tier].items():
             snapshot = next((s for s in queue if self._frees(s, tier, number)), None)
-            if snapshot is not None and reason is Reason.SUPERSEDED:
+            if snapshot is not None and reason is Reason.SUPERSEDED and self.over_quota(reason, tier) is not None:
                 return snapshot
             if snapshot is not None and (oldest is None or snapshot.last_used < oldest.last_used):
                 oldest = snapshot
