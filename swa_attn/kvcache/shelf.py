@@ -24,13 +24,6 @@ class Shelf:
     def used_bytes(self) -> int:
         return sum(p.num_used * p.bytes_per_page for p in self.pools)
 
-    @property
-    def capacity_bytes(self) -> int:
-        """Of the budget, or of the bounded pools."""
-        if self.budget_bytes is not None:
-            return self.budget_bytes
-        return sum(p.num_pages * p.bytes_per_page for p in self.pools)
-
     def pages_short(self, group: int, count: int) -> int:
         """How many pages of the group's own pool must be freed for `count` more of them."""
         pool = self.pools[group]

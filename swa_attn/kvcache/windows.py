@@ -22,7 +22,7 @@ class Windows:
     Args:
         groups: number and geometry of the windowed groups that look back at all (windows of two keys and more).
         shelves: by tier.
-        quotas: reason -> the share of a tier's capacity that its snapshots may take.
+        quotas: reason -> the share of a tier that its snapshots may take: of its budget, or of its windowed pools.
         discard: called with the names of pages that have left a tier.
     """
 
@@ -161,7 +161,7 @@ class Windows:
     def over_quota(self, reason: Reason, tier: int) -> Snapshot | None:
         """The snapshot to drop because its reason has more than its share of `tier`."""
         share = self.quotas.get(reason)
-        if share is None or self._bytes[tier][reason] <= share * self.shelves[tier].capacity_bytes:
+        if share is None or self._bytes[tier][reason] <= share * self._capacity(tier):
             return None
         return next(iter(self.queues[tier][reason]), None)
 
@@ -199,6 +199,13 @@ class Windows:
                     self.drop(snapshot, tier)
         for where in [where for where in run.windows if where[1] >= index]:  # those that a transfer still reads
             self._forget_page(run.windows[where])
+
+    def _capacity(self, tier: int) -> int:
+        """Bytes that windows could take at most: of the budget, or of their own pools."""
+        shelf = self.shelves[tier]
+        if shelf.budget_bytes is not None:
+            return shelf.budget_bytes
+        return sum(shelf.pools[g].num_pages * shelf.pools[g].bytes_per_page for g, _ in self.groups)
 
     def _pool(self, page: WindowPage, tier: int):
         return self.shelves[tier].pools[self.groups[page.group][0]]
