@@ -1,6 +1,6 @@
 """Paged KV cache in tiers, whose windowed pools hold windows only. See docs/kvcache.md and docs/kv_tiers.md."""
 
-from .cache import KVCache
+from .cache import KVCache, LayerPages, LowerTiers
 from .planner import Action, Option, Plan, Planner, Situation, Step
 from .pool import CacheFull, PageAccountingError, PagePool
 from .prefix_cache import WritePolicy
@@ -22,6 +22,8 @@ __all__ = [
     "GroupSpec",
     "KVCache",
     "KVSequence",
+    "LayerPages",
+    "LowerTiers",
     "Option",
     "PageAccountingError",
     "PagePool",

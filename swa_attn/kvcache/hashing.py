@@ -19,8 +19,16 @@ def namespace_digest(
     `fingerprint` names whatever decides the contents of K and V: weights, value scale, rotary settings. The layout of
     the pages is added here, and `salt` separates tenants that must not see each other's prefixes.
     """
+    layout = layout_digest(groups, page_size, dtype)
+    return blake2b(repr((fingerprint, layout, salt)).encode(), digest_size=DIGEST_BYTES).digest()
+
+
+def layout_digest(
+    groups: Sequence[GroupSpec], page_size: int, dtype: torch.dtype, lower_dtype: torch.dtype | None = None
+) -> bytes:
+    """Names how pages look: layers, heads, windows, page size, dtypes."""
     layout = sorted((g.name, g.layers, g.num_kv_heads, g.head_dim, g.v_head_dim, g.window) for g in groups)
-    return blake2b(repr((fingerprint, layout, page_size, str(dtype), salt)).encode(), digest_size=DIGEST_BYTES).digest()
+    return blake2b(repr((layout, page_size, str(dtype), str(lower_dtype))).encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def page_digest(parent: bytes, tokens: Sequence[int]) -> bytes:

@@ -164,7 +164,7 @@ class PrefixCache:
         if self.mover.num_pending == 0:
             return False
         self.counters.stalls += 1
-        return self.mover.poll(wait=True)
+        return self.mover.poll(timeout=None)
 
     def _evict_group(self, tier: int, group: int, count: int) -> bool:
         if group == self.full.group:
@@ -241,18 +241,19 @@ class PrefixCache:
         group = self.full.group
         self.full.pin(node, Tier.HOST)
         self.full.pin(run, Tier.DEVICE)
+
+        def done(_: int) -> None:
+            self.full.unpin(run, Tier.DEVICE)
+            self.full.unpin(node, Tier.HOST)
+
         fits = self.make_room(Tier.DEVICE, group, wanted - have)
         if fits:
             ids = self.full.pool(Tier.DEVICE).allocate(wanted - have)
-            source = node.pages[Tier.HOST][have:wanted]
+            source, names = node.pages[Tier.HOST][have:wanted], node.keys[have:wanted]
             self.full.attach(node, Tier.DEVICE, ids)
-            self._submit(
-                group, Tier.HOST, Tier.DEVICE, source, ids, node.keys[have:wanted],
-                lambda _: self.full.unpin(node, Tier.HOST),
-            )  # fmt: skip
+            self._submit(group, Tier.HOST, Tier.DEVICE, source, ids, names, done)
         else:
-            self.full.unpin(node, Tier.HOST)
-        self.full.unpin(run, Tier.DEVICE)
+            done(0)
         return fits
 
     def promote_window(self, page: WindowPage) -> bool:
@@ -261,12 +262,15 @@ class PrefixCache:
         self.windows.use(page, Tier.HOST)
         fits = self.make_room(Tier.DEVICE, group, 1)
         if fits:
-            pool = self.shelves[Tier.DEVICE].pools[group]
-            page.ids[Tier.DEVICE] = pool.allocate(1)[0]
-            self._submit(
-                group, Tier.HOST, Tier.DEVICE, [page.ids[Tier.HOST]], [page.ids[Tier.DEVICE]], [page.key],
-                lambda _: self.windows.stop_use(page, Tier.HOST),
-            )  # fmt: skip
+            page.ids[Tier.DEVICE] = self.shelves[Tier.DEVICE].pools[group].allocate(1)[0]
+            self.windows.use(page, Tier.DEVICE)
+
+            def done(_: int) -> None:
+                self.windows.stop_use(page, Tier.DEVICE)
+                self.windows.stop_use(page, Tier.HOST)
+
+            source, target = [page.ids[Tier.HOST]], [page.ids[Tier.DEVICE]]
+            self._submit(group, Tier.HOST, Tier.DEVICE, source, target, [page.key], done)
         else:
             self.windows.stop_use(page, Tier.HOST)
         return fits

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from .planner import Plan
 from .radix import Run
+from .tier import Tier
 from .window_pages import Reason, Snapshot, WindowPage
 
 ABSENT = -1  # a block-table entry without a page
@@ -36,6 +37,7 @@ class KVSequence:
     block_tables: dict[str, list[int]] = field(default_factory=dict)
     first_pages: dict[str, int] = field(default_factory=dict)
     hit_tokens: int = 0  # the prefix that came from the cache
+    hit_tokens_by_tier: dict[Tier, int] = field(default_factory=dict)  # by the fastest tier that had the full pages
     plan: Plan | None = None
     is_loading: bool = False
     deadline: float = 0.0  # of loading, on the monotonic clock

@@ -192,9 +192,12 @@ class SequenceCache:
             self._attach(sequence, match, sequence.plan.chosen)
         return sequence
 
-    def poll(self, wait: bool = False) -> None:
-        """Take note of transfers that have ended, and of deadlines that have passed; `wait` for one if any is going on."""
-        self.mover.poll(wait)
+    def poll(self, timeout: float | None = 0.0) -> None:
+        """Take note of transfers that have ended, and of deadlines that have passed.
+
+        Waits up to `timeout` seconds for a transfer, if any is under way (None: as long as it takes).
+        """
+        self.mover.poll(timeout)
         now = self._clock()
         for sequence in [s for s in self._live if s.is_loading and s.deadline <= now]:
             self.prefixes.counters.late_loads += 1
@@ -221,7 +224,12 @@ class SequenceCache:
         self._give_up_slack()
         target = pages_for(sequence.num_computed + num_tokens, self.page_size)
         counts = [max(0, target - len(sequence.block_tables[g.name])) for g in self.groups]
-        if not self.shelves[0].fits(counts) or not self._allocate(sequence, counts):
+        while not self.shelves[0].fits(counts):
+            if not self.mover.num_pending:
+                return False
+            self.prefixes.counters.stalls += 1
+            self.mover.poll(timeout=None)  # what transfers hold can be evicted when they have ended
+        if not self._allocate(sequence, counts):
             return False
         self._oblivious_peak = max(self._oblivious_peak, self._oblivious_in_use())
         return True
@@ -261,8 +269,13 @@ class SequenceCache:
         self._unpin(sequence)
         self.prefixes.bound_keys()
 
+    @property
+    def num_pending(self) -> int:
+        """Transfers under way."""
+        return self.mover.num_pending
+
     def close(self) -> None:
-        """Ends transfers; the cache is not used after that."""
+        """Ends transfers; the cache is not used after that. May be called twice."""
         self.mover.close()
 
     # -- planning -------------------------------------------------------------------------------------------------------
@@ -428,6 +441,7 @@ class SequenceCache:
         if in_place:
             full.pin(run, Tier.HOST)
             sequence.host_run = run
+            self.mover.wait_for_host()
         elif not self.prefixes.promote(run, resume):
             raise PageAccountingError("KVCache: the device had room for a prefix and then had not")
         self.prefixes.refresh(run)
@@ -785,6 +799,8 @@ class SequenceCache:
         for tier, have in enumerate(sequence.found):
             upto = min(max(have, below), resume)
             c.hit_by_tier[tier] += (upto - below) * size
+            if upto > below:
+                sequence.hit_tokens_by_tier[Tier(tier)] = (upto - below) * size
             below = upto
         if self._full is not None:
             c.read[self._full] += resume * self.shelves[0].pools[self._full].bytes_per_page

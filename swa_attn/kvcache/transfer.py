@@ -36,14 +36,20 @@ class Mover(ABC):
         """Begin a transfer. May call its `done` at once."""
 
     @abstractmethod
-    def poll(self, wait: bool = False) -> bool:
-        """Call `done` of the transfers that have ended; `wait` first waits for one to end if any is under way. Returns
-        whether there were any."""
+    def poll(self, timeout: float | None = 0.0) -> bool:
+        """Call `done` of the transfers that have ended, waiting for one up to `timeout` seconds (None: as long as it
+        takes) if any is under way. Returns whether there were any. Raises what a transfer failed with."""
 
     @property
     @abstractmethod
     def num_pending(self) -> int:
         """Transfers whose `done` has not been called."""
+
+    def wait_for_layer(self, layer: int) -> None:  # noqa: B027
+        """Wait until what was submitted into the device has arrived in this layer of the model."""
+
+    def wait_for_host(self) -> None:  # noqa: B027
+        """Wait until what was submitted from the device into the host has arrived."""
 
     def discard(self, tier: Tier, group: int, keys: Sequence[Hashable]) -> None:  # noqa: B027
         """The pages named `keys` are no longer wanted in `tier`."""
@@ -67,5 +73,5 @@ class InstantMover(Mover):
     def submit(self, transfer: Transfer) -> None:
         transfer.done(len(transfer.keys))
 
-    def poll(self, wait: bool = False) -> bool:
+    def poll(self, timeout: float | None = 0.0) -> bool:
         return False

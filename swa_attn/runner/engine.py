@@ -1,14 +1,25 @@
 """The engine: requests in, tokens out, one model forward per step over everything that the scheduler picked."""
 
 import itertools
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from types import TracebackType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..attention import AttentionMetadata
-from ..kvcache import CacheStats, GroupSpec, KVCache, SnapshotPolicy, pages_for_budget
+from ..kvcache import (
+    CacheStats,
+    GroupSpec,
+    KVCache,
+    LayerPages,
+    LowerTiers,
+    Planner,
+    SnapshotPolicy,
+    pages_for_budget,
+)
 from .request import Completion, FinishReason, Request
 from .sampler import SamplingParams, sample
 from .scheduler import Chunk, Scheduler
@@ -21,14 +32,16 @@ class Model(Protocol):
         self,
         tokens: Tensor,
         positions: Tensor,
-        caches: Mapping[int, tuple[Tensor, Tensor]],
+        caches: Mapping[int, LayerPages],
         metadata: Mapping[str, AttentionMetadata],
         logits_rows: Tensor,
     ) -> Tensor:
         """Write the K and V of `tokens` (int64 `[T]`, at `positions` int64 `[T]`) into the caches and attend.
 
-        `caches` maps a layer to its K and V pages, `metadata` a group to its part of the batch. Returns float32 logits
-        `[R, vocab_size]` of the rows `logits_rows` (int64 `[R]`).
+        `caches` maps a layer to its K and V pages, on the device and, if there are host pages that a block table may
+        name, on the host; asking it for a layer waits until that layer's pages have arrived, so ask when you need it.
+        `metadata` maps a group to its part of the batch. Returns float32 logits `[R, vocab_size]` of the rows
+        `logits_rows` (int64 `[R]`).
         """
         ...
 
@@ -43,7 +56,8 @@ class Engine:
         num_pages: pages of each group, by name; or give `cache_bytes`, to be split between them.
         max_tokens_per_step: tokens of one forward, prompts and decodes together.
         max_num_seqs: requests that run at a time.
-        enable_prefix_cache, policy: see `KVCache`.
+        enable_prefix_cache, policy, lower: see `KVCache`.
+        planner: see `KVCache`; None: one that rebuilds windows if the model can (`rebuild_windows`).
         eos_token_ids: each ends every request that samples it.
         fingerprint: names whatever decides the contents of K and V; see `KVCache`.
         dtype, device: of the cache.
@@ -61,6 +75,8 @@ class Engine:
         max_num_seqs: int = 64,
         enable_prefix_cache: bool = True,
         policy: SnapshotPolicy | None = None,
+        planner: Planner | None = None,
+        lower: LowerTiers | None = None,
         eos_token_ids: Sequence[int] = (),
         fingerprint: str = "",
         dtype: torch.dtype = torch.float32,
@@ -86,9 +102,10 @@ class Engine:
             fingerprint,
             enable_prefix_cache=enable_prefix_cache,
             policy=policy,
+            planner=planner or Planner(rebuild=hasattr(model, "rebuild_windows")),
+            lower=lower,
         )
-        self.scheduler = Scheduler(self.cache, max_tokens_per_step, max_num_seqs)
-        self._layers = {layer: self.cache.layer(layer) for group in groups for layer in group.layers}
+        self.scheduler = Scheduler(self.cache, max_tokens_per_step, max_num_seqs, self._rebuild_windows)
         self._ids = itertools.count()
         self._requests: dict[int, Request] = {}  # unfinished
         self._finished: dict[int, Completion] = {}
@@ -127,9 +144,11 @@ class Engine:
         chunks = self.scheduler.schedule()
         if not chunks:
             return []
+        started = time.perf_counter()
         sampling = [c.request for c in chunks if c.num_tokens == c.request.num_uncomputed]
         logits = self._forward(chunks)
         new_tokens = sample(logits, [r.params for r in sampling], [len(r.output) for r in sampling])
+        self._observe(chunks, time.perf_counter() - started)
         for chunk in chunks:
             start = chunk.request.pages.num_computed
             self.cache.commit(chunk.request.pages, chunk.request.tokens(start, start + chunk.num_tokens))
@@ -182,6 +201,19 @@ class Engine:
     def stats(self) -> CacheStats:
         return self.cache.stats()
 
+    def close(self) -> None:
+        """End all requests and the transfers of the cache. May be called twice."""
+        self._abandon(list(self._requests))
+        self.cache.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def _stream(self, request_id: int) -> Generator[int, None, Completion]:
         try:
             while request_id in self._requests:
@@ -207,6 +239,18 @@ class Engine:
         del self._requests[request.request_id]
         self._finished[request.request_id] = request.completion()
 
+    def _observe(self, chunks: Sequence[Chunk], seconds: float) -> None:
+        """The planner learns how fast prompts are computed."""
+        if any(chunk.num_tokens > 1 for chunk in chunks):
+            self.cache.planner.rates["prefill"].observe(sum(chunk.num_tokens for chunk in chunks), seconds)
+
+    def _rebuild_windows(self, request: Request) -> None:
+        """Recompute the windows that the request's plan could not find."""
+        plan = request.pages.plan.rebuild
+        tokens = torch.tensor(request.tokens(plan.first[0], plan.end), dtype=torch.int64, device=self.device)
+        self.model.rebuild_windows(tokens, plan, self.cache.layers, request.pages.block_tables, self.cache.page_size)
+        self.cache.rebuilt(request.pages)
+
     def _forward(self, chunks: Sequence[Chunk]) -> Tensor:
         tokens: list[int] = []
         positions: list[int] = []
@@ -219,7 +263,7 @@ class Engine:
                 logits_rows.append(len(tokens) - 1)
         return self.model.forward(
             *(torch.tensor(x, dtype=torch.int64, device=self.device) for x in (tokens, positions)),
-            self._layers,
+            self.cache.layers,
             self._metadata(chunks),
             torch.tensor(logits_rows, dtype=torch.int64, device=self.device),
         )

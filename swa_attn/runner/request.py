@@ -1,11 +1,11 @@
 """One request: its prompt, what it has generated, where it is in its life, and when things happened to it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from ..kvcache import KVSequence, PrefixKey
+from ..kvcache import KVSequence, PrefixKey, Tier
 from .sampler import SamplingParams
 from .usage import Usage
 
@@ -56,6 +56,7 @@ class Request:
     finish_reason: FinishReason | None = None
     pages: KVSequence | None = None
     cached_tokens: int | None = None  # hit at the first admission; what is recomputed after a preemption is not billed
+    cached_by_tier: Mapping[Tier, int] = field(default_factory=dict)
     num_preemptions: int = 0
     arrived: float = field(default_factory=time.perf_counter)
     first_token_at: float | None = None
@@ -85,7 +86,7 @@ class Request:
         self.finished_at = time.perf_counter()
 
     def usage(self) -> Usage:
-        return Usage(len(self.prompt), self.cached_tokens or 0, len(self.output))
+        return Usage(len(self.prompt), self.cached_tokens or 0, len(self.output), self.cached_by_tier)
 
     def completion(self) -> Completion:
         """The result of a finished request."""

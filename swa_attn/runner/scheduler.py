@@ -6,10 +6,14 @@ later, from whatever of it is still cached. Older requests never give way to new
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..kvcache import KVCache, PageAccountingError
 from .request import FinishReason, Request, RequestState
+
+
+LOADING_POLL_SECONDS = 0.05  # how often deadlines are looked at while nothing but transfers is going on
 
 
 class RequestTooLarge(ValueError):
@@ -30,15 +34,23 @@ class Scheduler:
     Args:
         max_tokens_per_step: budget of a step, prompts and decodes together.
         max_num_seqs: requests that may run at a time.
+        rebuild: recomputes the windows that a request's plan asks for; None when the cache's planner asks for none.
     """
 
-    def __init__(self, cache: KVCache, max_tokens_per_step: int, max_num_seqs: int) -> None:
+    def __init__(
+        self,
+        cache: KVCache,
+        max_tokens_per_step: int,
+        max_num_seqs: int,
+        rebuild: Callable[[Request], None] | None = None,
+    ) -> None:
         for name, value in (("max_tokens_per_step", max_tokens_per_step), ("max_num_seqs", max_num_seqs)):
             if value < 1:
                 raise ValueError(f"Scheduler: {name} must be at least 1, got {value}")
         self.cache = cache
         self.max_tokens_per_step = max_tokens_per_step
         self.max_num_seqs = max_num_seqs
+        self._rebuild = rebuild
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
 
@@ -58,20 +70,30 @@ class Scheduler:
         self.waiting.append(request)
 
     def schedule(self) -> list[Chunk]:
-        """The next step's work; empty only when there is none.
+        """The next step's work; empty only when there is none. Waits for transfers only when nothing else can be done.
 
         Raises PageAccountingError if no request can advance: admission promises every running prompt its pages, so that
         means pages are held by somebody unknown to the scheduler.
         """
+        self.cache.poll()
+        chunks = self._next_step()
+        while not chunks and self.has_work:
+            if not self.cache.num_pending:
+                counts = f"{len(self.running)} running, {len(self.waiting)} waiting"
+                raise PageAccountingError(f"no request can advance: {counts}, {self.cache.stats()}")
+            self.cache.poll(timeout=LOADING_POLL_SECONDS)
+            chunks = self._next_step()
+        return chunks
+
+    def _next_step(self) -> list[Chunk]:
+        for request in self.running:
+            self._prepare(request)
         chunks = self._decodes()
         budget = self.max_tokens_per_step - len(chunks)
         for request in self.running:
             if request.num_uncomputed > 1:
                 budget -= self._prefill(chunks, request, budget)
         self._admissions(chunks, budget)
-        if not chunks and self.has_work:
-            counts = f"{len(self.running)} running, {len(self.waiting)} waiting"
-            raise PageAccountingError(f"no request can advance: {counts}, {self.cache.stats()}")
         return chunks
 
     def preempt(self, request: Request) -> None:
@@ -95,12 +117,24 @@ class Scheduler:
         self.cache.end(request.pages)
         request.pages = None
 
+    def _prepare(self, request: Request) -> None:
+        """What happens once a request's prefix is there."""
+        pages = request.pages
+        if pages.is_loading:
+            return
+        if pages.needs_rebuild:
+            self._rebuild(request)
+        if request.cached_tokens is None:
+            request.cached_tokens = pages.hit_tokens
+            request.cached_by_tier = pages.hit_tokens_by_tier
+
     def _decodes(self) -> list[Chunk]:
         chunks: list[Chunk] = []
         for request in tuple(self.running):
             if len(chunks) == self.max_tokens_per_step:
                 break
-            if request.state is RequestState.RUNNING and request.num_uncomputed == 1 and self._make_room(request):
+            ready = request.state is RequestState.RUNNING and not request.pages.is_loading
+            if ready and request.num_uncomputed == 1 and self._make_room(request):
                 chunks.append(Chunk(request, 1))
         return chunks
 
@@ -129,7 +163,6 @@ class Scheduler:
             request = self.waiting.popleft()
             request.pages = self.cache.begin(request.key)
             request.state = RequestState.RUNNING
-            if request.cached_tokens is None:
-                request.cached_tokens = request.pages.hit_tokens
             self.running.append(request)
+            self._prepare(request)
             budget -= self._prefill(chunks, request, budget)

@@ -31,7 +31,9 @@ def test_json(repo, capsys):
     assert all(r["prompt_cache_hit_tokens"] > 0 for r in others)
     for r in result["requests"]:
         assert r["prompt_cache_hit_tokens"] + r["prompt_cache_miss_tokens"] == r["prompt_tokens"]
-        assert r["prompt_tokens_details"] == {"cached_tokens": r["prompt_cache_hit_tokens"]}
+        details = r["prompt_tokens_details"]
+        assert details["cached_tokens"] == r["prompt_cache_hit_tokens"]
+        assert sum(details.get("cached_tokens_details", {}).values()) == details["cached_tokens"]
         assert 1 <= r["completion_tokens"] <= 6
     pools = result["pools"]
     assert pools["full"]["peak_pages"] == pools["full"]["peak_pages_window_oblivious"]

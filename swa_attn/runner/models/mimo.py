@@ -16,7 +16,7 @@ from ..config import AttentionConfig, ModelConfig
 from ..layers import GatedMLP, RMSNorm, rotary_table, rotate
 from ..moe import MoE
 
-Cache = tuple[Tensor, Tensor]
+Cache = Sequence[Tensor | None]  # K and V pages of a layer, and those on the host, if any
 Rotary = tuple[Tensor, Tensor]
 
 
@@ -44,13 +44,14 @@ class MiMoAttention(nn.Module):
         c = self.config
         k = rotate(self.k_proj(x).unflatten(-1, (c.num_kv_heads, c.head_dim)), *rotary)
         v = self.v_proj(x).unflatten(-1, (c.num_kv_heads, c.v_head_dim)) * self.value_scale
-        append_kv(k, v, *cache, slot_mapping)
+        append_kv(k, v, *cache[:2], slot_mapping)
 
     def attend(self, x: Tensor, rotary: Rotary, cache: Cache, metadata: AttentionMetadata) -> Tensor:
         """Attention of the rows to the cache, which holds their own keys and values too."""
         c = self.config
         q = rotate(self.q_proj(x).unflatten(-1, (c.num_q_heads, c.head_dim)), *rotary)
-        return self.o_proj(self.attn.attend(q, *cache, metadata).flatten(1))
+        host = dict(zip(("k_host_cache", "v_host_cache"), cache[2:], strict=False))
+        return self.o_proj(self.attn.attend(q, *cache[:2], metadata, **host).flatten(1))
 
 
 class MiMoLayer(nn.Module):
