@@ -158,9 +158,7 @@ class ThreadMover(Mover):
             host, device = self._host[transfer.group], self._device[transfer.group]
             only = slice(i, i + 1)
             for source, scale, target in ((host.k, host.k_scale, device.k), (host.v, host.v_scale, device.v)):
-                copy_pages(
-                    source[only], target[only], *ids[transfer], src_scale=None if scale is None else scale[only]
-                )
+                copy_pages(source[only], target[only], *ids[transfer], src_scale=None if scale is None else scale[only])
             with self._changed:
                 self._arriving[layer] -= 1
                 if not self._arriving[layer]:

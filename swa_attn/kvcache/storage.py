@@ -43,7 +43,9 @@ class HostPages:
         self.spec = spec
         self.bytes_per_page = host_page_bytes(spec, page_size, dtype)
         size = num_pages * self.bytes_per_page
-        base = torch.empty(size, dtype=torch.uint8, pin_memory=True) if pinned else torch.from_numpy(aligned_empty(size))
+        base = (
+            torch.empty(size, dtype=torch.uint8, pin_memory=True) if pinned else torch.from_numpy(aligned_empty(size))
+        )
         self.records = base.view(num_pages, self.bytes_per_page)
         k_shape = (layers, num_pages, page_size, heads, spec.head_dim)
         v_shape = (layers, num_pages, page_size, heads, spec.v_head_dim)
