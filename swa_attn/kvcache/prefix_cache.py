@@ -383,9 +383,9 @@ class PrefixCache:
 
     def write_snapshot(self, snapshot: Snapshot, target: int) -> None:
         """Copy a snapshot from the tier above `target` to it, if it is not there yet."""
-        if target > self.bottom or snapshot.in_tier[target]:
-            return
         source = target - 1
+        if target > self.bottom or snapshot.in_tier[target] or not snapshot.in_tier[source]:
+            return
         needs = [0] * len(self.shelves[target].pools)
         missing = [p for p in snapshot if p.ids[target] is None and not p.is_coming and p.ids[source] is not None]
         for page in missing:
@@ -399,12 +399,16 @@ class PrefixCache:
             self.windows.enter(snapshot, target)
             for page in missing:
                 self._write_window(page, snapshot, source, target)
-            while (old := self.windows.over_quota(snapshot.reason, target)) is not None:
-                self.windows.drop(old, target)
-                self.counters.evicted_snapshots[target] += 1
+            self.keep_quota(snapshot.reason, target)
         else:
             for page in missing:
                 self.windows.stop_use(page, source)
+
+    def keep_quota(self, reason: Reason, tier: int) -> None:
+        """Drop the longest unused snapshots of a reason that has more than its share of `tier`."""
+        while (old := self.windows.over_quota(reason, tier)) is not None:
+            self.windows.drop(old, tier)
+            self.counters.evicted_snapshots[tier] += 1
 
     def _room_beside(self, tier: int, group: int, needs: Sequence[int], count: int) -> bool:
         """Room for `count` pages of `group` beside those of the groups before it, which are not allocated yet."""
@@ -422,7 +426,7 @@ class PrefixCache:
             def done(arrived: int) -> None:
                 self.windows.stop_use(page, source)
                 if snapshot.in_tier[Tier.HOST] and self.write_policy is not WritePolicy.BACK:
-                    self._write_on(snapshot)
+                    self.write_on(snapshot)
         else:
             page.is_coming = True
 
@@ -438,7 +442,7 @@ class PrefixCache:
 
         self._submit(group, Tier(source), Tier(target), [page.ids[source]], [page_id], [page.key], done)
 
-    def _write_on(self, snapshot: Snapshot) -> None:
+    def write_on(self, snapshot: Snapshot) -> None:
         """A snapshot that has reached the host goes on to the store."""
         if self.bottom == Tier.DISK and all(p.ids[Tier.HOST] is not None for p in snapshot):
             self.write_snapshot(snapshot, Tier.DISK)

@@ -33,13 +33,15 @@ class RebuildPlan:
         return sum(self.end - first for first in self.first[1:]) / (len(self.first) - 1)
 
 
-def plan_rebuild(windows: Sequence[int | None], end: int, start: int = 0) -> RebuildPlan:
+def plan_rebuild(windows: Sequence[int | None], end: int, start: int = 0, page_size: int = 1) -> RebuildPlan:
     """What it takes to rebuild all windows at `end`.
 
     Args:
         windows: per layer from the lowest, its window (visible keys, the query's own included) or None for full attention.
         end: the position to resume at: tokens before it are in the full-attention pages.
         start: an earlier position with a window snapshot; 0 is the start of the sequence, where nothing is needed.
+        page_size: rebuild whole pages of so many tokens, though the resume sees only the end of the first one: pages that
+            a cache keeps may serve a resume at another position too. `end` is then a multiple of it.
 
     Raises:
         ValueError: start and end are not `0 <= start <= end`, or a window is less than 1.
@@ -50,7 +52,10 @@ def plan_rebuild(windows: Sequence[int | None], end: int, start: int = 0) -> Reb
     for window in reversed(windows):
         if window is not None and window < 1:
             raise ValueError(f"plan_rebuild: windows must be at least 1 or None, got {window}")
+        if window is None:
+            first.append(first[-1])
+            continue
         # Of the layer's own keys those that the resume sees, and those that the outputs asked for see.
-        reach = 0 if window is None else window - 1
-        first.append(max(start, first[-1] - reach))
+        resume_reach = -(-(window - 1) // page_size) * page_size
+        first.append(max(start, min(first[-1] - (window - 1), end - resume_reach)))
     return RebuildPlan(tuple(reversed(first)), end)

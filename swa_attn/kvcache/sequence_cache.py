@@ -211,7 +211,7 @@ class SequenceCache:
         sequence.needs_rebuild = False
         end = sequence.num_computed // self.page_size
         self._store_snapshot(sequence, end, Reason.BRANCH)
-        self._release_left_behind(sequence)
+        self._release_left_behind_but(sequence, 0)  # what comes before the window is scratch: no slack
 
     # -- running --------------------------------------------------------------------------------------------------------
 
@@ -288,7 +288,8 @@ class SequenceCache:
             resume = self._resume_at(match, limit, from_store)
             found.append(self._situation(key, match, resume, None))
             if limit > resume and self._can_rebuild(match, limit):
-                rebuild = plan_rebuild(self._windows_by_layer, limit * self.page_size, resume * self.page_size)
+                ends = limit * self.page_size, resume * self.page_size
+                rebuild = plan_rebuild(self._windows_by_layer, *ends, self.page_size)
                 found.append(self._situation(key, match, limit, (rebuild, resume)))
         found.append(self._situation(key, match, 0, None))
         unique = list(dict.fromkeys(s for s in found if s is not None))
@@ -621,12 +622,10 @@ class SequenceCache:
             if self.policy.demote_superseded and last is not None and last is not snapshot and any(last.in_tier):
                 self._windows.supersede(last)
             sequence.last_end = snapshot
-        while (old := self._windows.over_quota(reason, Tier.DEVICE)) is not None:
-            self._windows.drop(old, Tier.DEVICE)
-            self.prefixes.counters.evicted_snapshots[0] += 1
         if self.prefixes.write_policy is not WritePolicy.BACK and len(self.shelves) > 1:
             self.prefixes.write_snapshot(snapshot, Tier.HOST)
-            self.prefixes._write_on(snapshot)
+            self.prefixes.write_on(snapshot)
+        self.prefixes.keep_quota(reason, Tier.DEVICE)
 
     def _shared_page(self, sequence: KVSequence, number: int, run: Run, index: int) -> WindowPage:
         """The cache's page for the sequence's windowed page `index`, made from it if the cache has none on the device."""

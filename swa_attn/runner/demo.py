@@ -1,20 +1,25 @@
 """`python -m swa_attn demo`: a coding assistant serves several users on one repository, with and without a prefix cache.
 
-A small trained model (examples/tiny_hybrid) runs through the same engine, cache and ops that a large one would. The session
-is run twice, once with the prefix cache and once without, and the completions are compared token by token.
+A small trained model (examples/tiny_hybrid) runs through the same engine, cache and ops that a large one would. The users
+belong to teams, which do not share their cache, and device and host hold the work of one team at a time: so prefixes
+come back from all three tiers. The session is run twice, once with the prefix cache and once without, and the completions
+are compared token by token.
 """
 
 import argparse
 import json
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
 import torch
 
-from ..kvcache import CacheStats, SnapshotPolicy
+from ..kvcache import CacheStats, KVCache, LowerTiers
 from .config import ModelConfig
 from .engine import Engine
 from .loader import load_model
@@ -29,6 +34,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 DEFAULT_MODEL = CHECKOUT / "examples" / "tiny_hybrid"
 BILLED_MODELS = ("MiMo-V2.5-Pro", "MiMo-V2.5", "DeepSeek-V4-Pro", "DeepSeek-V4-Flash")
 PAGE_SIZE = 16
+DISK_BYTES = 128 << 20
 SAMPLING = {"temperature": 0.5, "top_p": 0.9}  # a model this small repeats itself when greedy; seeds make it exact
 
 
@@ -53,17 +59,21 @@ def main(argv: list[str]) -> int:
         return 2
     say(_introduction(args, config, workload))
 
-    _engine(model, config, args, cached=False).generate([range(256)], SamplingParams(max_tokens=4))  # warm up
-    engine = _engine(model, config, args, cached=True)
-    start = time.perf_counter()
-    served = run_session(engine, workload, args.max_tokens, say, show=not args.json)
-    seconds = time.perf_counter() - start
+    pages = _pages(config, args, workload)
+    _engine(model, pages, config, cached=False).generate([range(256)], SamplingParams(max_tokens=4))  # warm up
+    with tempfile.TemporaryDirectory(prefix="swa_attn_demo_") as folder, ExitStack() as stack:
+        lower = _lower_tiers(config, pages, Path(folder), stack, say)
+        engine = stack.enter_context(_engine(model, pages, config, cached=True, lower=lower))
+        start = time.perf_counter()
+        served = run_session(engine, workload, args, say, show=not args.json)
+        seconds = time.perf_counter() - start
+        stats = engine.stats()
     say(f"\nThe same session without a prefix cache, to compare ({len(served)} requests)")
     start = time.perf_counter()
-    plain = run_session(_engine(model, config, args, cached=False), workload, args.max_tokens, say, show=False)
+    plain = run_session(_engine(model, pages, config, cached=False), workload, args, say, show=False)
     seconds_without = time.perf_counter() - start
 
-    result = report(served, plain, engine.stats(), seconds, seconds_without)
+    result = report(served, plain, stats, seconds, seconds_without)
     print(json.dumps(result, indent=2) if args.json else format_report(result))
     return 0 if result["outputs_equal"] else 1
 
@@ -72,7 +82,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m swa_attn demo", description=__doc__.split("\n\n")[0])
     parser.add_argument("--repo", type=Path, default=CHECKOUT, help="source tree to work on (default: this project)")
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="folder with config.json and *.safetensors")
-    parser.add_argument("--users", type=_positive, default=3)
+    parser.add_argument("--users", type=_positive, default=4)
+    parser.add_argument("--teams", type=_positive, default=2, help="tenants that the users belong to, in turn")
     parser.add_argument("--turns", type=_positive, default=3)
     parser.add_argument("--max-tokens", type=_positive, default=96, help="bytes per completion")
     parser.add_argument("--context-bytes", type=_positive, default=4000, help="repository context in every prompt")
@@ -87,40 +98,65 @@ def _positive(text: str) -> int:
     return value
 
 
-def _engine(model: object, config: ModelConfig, args: argparse.Namespace, cached: bool) -> Engine:
-    longest = args.context_bytes + 1000 + args.turns * (500 + args.max_tokens)
-    pages = -(-longest * (args.users + 1) // PAGE_SIZE)
+def _pages(config: ModelConfig, args: argparse.Namespace, workload: Workload) -> dict[str, int]:
+    """Pages of a tier that has room for about one team: the longest conversation and a quarter."""
+    said = max(sum(len(m.encode()) for m in messages) for messages in workload.messages.values())
+    longest = len(workload.opening.encode()) + said + args.turns * args.max_tokens
+    pages = -(-longest * 5 // 4 // PAGE_SIZE)
+    return {group.name: pages if group.window is None else max(64, pages // 4) for group in config.kv_groups()}
+
+
+def _engine(
+    model: object, pages: Mapping[str, int], config: ModelConfig, cached: bool, lower: LowerTiers | None = None
+) -> Engine:
     return Engine(
         model,
         config.kv_groups(),
         page_size=PAGE_SIZE,
-        num_pages={group.name: pages if group.window is None else pages // 2 for group in config.kv_groups()},
+        num_pages=pages,
         max_tokens_per_step=512,
         enable_prefix_cache=cached,
-        policy=SnapshotPolicy(every=512),
         eos_token_ids=config.eos_token_ids,
+        lower=lower,
     )
 
 
-def run_session(engine: Engine, workload: Workload, max_tokens: int, say: object, *, show: bool) -> list[Served]:
-    """Every user's turns in order; the users of a turn are served together, after the first user has warmed the cache."""
+def _lower_tiers(
+    config: ModelConfig, device_pages: Mapping[str, int], folder: Path, stack: ExitStack, say: Callable[..., None]
+) -> LowerTiers:
+    """Host memory for a fifth more than the device, and a store in `folder` if its checksum library is installed."""
+    pages = {group: count * 6 // 5 for group, count in device_pages.items()}
+    try:
+        from ..kvcache.store import SlabOptions, SlabStore
+    except ImportError as error:
+        say(f"No disk tier: {error}")
+        return LowerTiers(pages)
+    layout, sizes = KVCache.store_layout(config.kv_groups(), PAGE_SIZE, torch.float32)
+    options = SlabOptions(DISK_BYTES, segment_bytes=DISK_BYTES // 4, size_classes=sizes, workers=2)
+    store = stack.enter_context(SlabStore(folder, options, namespace=b"demo", layout=layout))
+    return LowerTiers(pages, store, DISK_BYTES // 2)
+
+
+def run_session(
+    engine: Engine, workload: Workload, args: argparse.Namespace, say: Callable[..., None], *, show: bool
+) -> list[Served]:
+    """Every user's turns in order; the users of a team are served together, after its first one has warmed the cache."""
     tokenizer = ByteTokenizer()
     replies: dict[str, list[str]] = {user: [] for user in workload.messages}
     served = []
     num_turns = len(next(iter(workload.messages.values())))
     for turn in range(num_turns):
-        users = list(workload.messages)
-        for batch in [users[:1], users[1:]] if turn == 0 else [users]:
+        for team, batch in _batches(list(workload.messages), args.teams, first_turn=turn == 0):
             prompts = [tokenizer.encode(workload.prompt(user, replies[user])) for user in batch]
-            if show and batch:
-                say(
-                    f"\nturn {turn + 1}, {', '.join(batch)}: prompts of {', '.join(str(len(p)) for p in prompts)} tokens"
-                )
-            stream = _Printer(workload.messages[batch[0]][turn]) if show and batch[0] == users[0] else None
+            if show:
+                lengths = ", ".join(str(len(p)) for p in prompts)
+                say(f"\nturn {turn + 1}, team {team + 1}, {', '.join(batch)}: prompts of {lengths} tokens")
+            streams = show and batch[0] == next(iter(workload.messages))
+            stream = _Printer(workload.messages[batch[0]][turn]) if streams else None
             params = [
-                SamplingParams(max_tokens=max_tokens, **SAMPLING, seed=len(served) + i) for i in range(len(batch))
+                SamplingParams(max_tokens=args.max_tokens, **SAMPLING, seed=len(served) + i) for i in range(len(batch))
             ]
-            completions = engine.generate(prompts, params, stream=stream) if batch else []
+            completions = engine.generate(prompts, params, stream=stream, salt=f"team {team}")
             if stream:
                 stream.close()
             for user, completion in zip(batch, completions, strict=True):
@@ -129,6 +165,15 @@ def run_session(engine: Engine, workload: Workload, max_tokens: int, say: object
             if not show:
                 say(f"  {len(served)} requests done", end="\r")
     return served
+
+
+def _batches(users: Sequence[str], teams: int, *, first_turn: bool) -> Iterator[tuple[int, Sequence[str]]]:
+    """The members of each team in turn; the first member alone before the others have anything to share."""
+    for team in range(min(teams, len(users))):
+        members = users[team::teams]
+        for batch in [members[:1], members[1:]] if first_turn else [members]:
+            if batch:
+                yield team, batch
 
 
 class _Printer:
@@ -183,6 +228,11 @@ def report(
             }
             for name, pool in stats.pools.items()
         },
+        "moved_bytes": [
+            {"from": source.name.lower(), "to": target.name.lower(), "group": group, "bytes": count}
+            for (source, target, group), count in stats.moved_bytes.items()
+        ],
+        "rebuilds": stats.num_rebuilds,
         "bills": [_billed(PRICES[name], usage) for name in BILLED_MODELS],
         "outputs_equal": not different,
         "different": different,
@@ -203,19 +253,24 @@ def _billed(prices: object, usage: Usage) -> dict:
 
 
 def format_report(result: dict) -> str:
-    lines = ["", "request            prompt     hit    miss  output   first token   (no cache)   tokens/s"]
+    lines = ["", "request            prompt     hit  (device   host   disk)    miss  output  first token   (no cache)"]
     for r in result["requests"]:
         hit, miss = r["prompt_cache_hit_tokens"], r["prompt_cache_miss_tokens"]
-        speed = f"{r['tokens_per_second']:.0f}" if r["tokens_per_second"] else "-"
+        tiers = r["prompt_tokens_details"].get("cached_tokens_details", {})
+        device, host, disk = (tiers.get(tier, 0) for tier in ("device", "host", "disk"))
         lines.append(
-            f"{r['user']:<9} turn {r['turn']:<2} {r['prompt_tokens']:>8} {hit:>7} {miss:>7} {r['completion_tokens']:>7}"
-            f" {r['time_to_first_token'] * 1000:>10.0f} ms {r['time_to_first_token_without_cache'] * 1000:>9.0f} ms"
-            f" {speed:>10}"
+            f"{r['user']:<9} turn {r['turn']:<2} {r['prompt_tokens']:>8} {hit:>7}  {device:>7} {host:>6} {disk:>6}"
+            f" {miss:>8} {r['completion_tokens']:>7}"
+            f" {r['time_to_first_token'] * 1000:>9.0f} ms {r['time_to_first_token_without_cache'] * 1000:>9.0f} ms"
         )
     usage = result["usage"]
     lines += [
         f"hit rate {result['hit_rate']:.1%}: {usage['prompt_cache_hit_tokens']} of {usage['prompt_tokens']} prompt tokens; "
         f"session {result['seconds']:.1f} s, without the cache {result['seconds_without_cache']:.1f} s",
+        _speeds(result["requests"]),
+        "",
+        "bytes moved between tiers          full        windowed",
+        *_moves(result["moved_bytes"]),
         "",
         "pages at the peak       in use   window-oblivious",
     ]
@@ -245,6 +300,23 @@ def format_report(result: dict) -> str:
     return "\n".join(lines)
 
 
+def _speeds(requests: Sequence[dict]) -> str:
+    speeds = sorted(r["tokens_per_second"] for r in requests if r["tokens_per_second"])
+    return f"decoding at {speeds[0]:.0f} to {speeds[-1]:.0f} tokens/s per request" if speeds else "nothing to time"
+
+
+def _moves(moved: Sequence[dict]) -> list[str]:
+    totals: dict[tuple[str, str], dict[str, int]] = {}
+    for move in moved:
+        kind = "full" if move["group"] == "full" else "windowed"
+        per_kind = totals.setdefault((move["from"], move["to"]), {"full": 0, "windowed": 0})
+        per_kind[kind] += move["bytes"]
+    return [
+        f"  {f'{source} -> {target}':<22} {_mebibytes(n['full']):>14} {_mebibytes(n['windowed']):>14}"
+        for (source, target), n in totals.items()
+    ]
+
+
 def _money(billed: dict, key: str) -> str:
     return f"{billed['currency']} {Decimal(billed[key]):>9.6f}"
 
@@ -261,7 +333,7 @@ def _introduction(args: argparse.Namespace, config: ModelConfig, workload: Workl
     return (
         f"model {args.model.name}: {groups}\n"
         f"repository {args.repo.resolve().name}: {len(workload.opening.encode())} bytes of shared context, "
-        f"{args.users} users, {args.turns} turns"
+        f"{args.users} users in {min(args.teams, args.users)} teams, {args.turns} turns"
     )
 
 

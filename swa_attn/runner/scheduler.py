@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from ..kvcache import KVCache, PageAccountingError
 from .request import FinishReason, Request, RequestState
 
-
 LOADING_POLL_SECONDS = 0.05  # how often deadlines are looked at while nothing but transfers is going on
 
 

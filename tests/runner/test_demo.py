@@ -11,7 +11,7 @@ from swa_attn.runner.demo import DEFAULT_MODEL
 pytestmark = pytest.mark.skipif(
     not (DEFAULT_MODEL / "model.safetensors").exists(), reason="examples/tiny_hybrid/model.safetensors is not there"
 )
-SMALL = ["--users", "2", "--turns", "2", "--max-tokens", "6", "--context-bytes", "1500"]
+SMALL = ["--users", "4", "--turns", "2", "--max-tokens", "6", "--context-bytes", "1500"]
 
 
 @pytest.fixture
@@ -25,10 +25,14 @@ def repo(tmp_path):
 def test_json(repo, capsys):
     assert demo.main(["--json", "--repo", str(repo), *SMALL]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["outputs_equal"] and len(result["requests"]) == 4
-    first, *others = result["requests"]
-    assert first["prompt_cache_hit_tokens"] == 0
-    assert all(r["prompt_cache_hit_tokens"] > 0 for r in others)
+    assert result["outputs_equal"] and len(result["requests"]) == 8
+    hits = [r["prompt_cache_hit_tokens"] for r in result["requests"]]
+    assert [hit > 0 for hit in hits] == [False, True, False, True, True, True, True, True], "one cold start per team"
+    tiers = {t for r in result["requests"] for t in r["prompt_tokens_details"].get("cached_tokens_details", {})}
+    assert tiers == {"device", "host", "disk"}
+    assert {(m["from"], m["to"]) for m in result["moved_bytes"]} == {
+        ("device", "host"), ("host", "device"), ("host", "disk"), ("disk", "host")
+    }  # fmt: skip
     for r in result["requests"]:
         assert r["prompt_cache_hit_tokens"] + r["prompt_cache_miss_tokens"] == r["prompt_tokens"]
         details = r["prompt_tokens_details"]
@@ -51,7 +55,7 @@ def test_json(repo, capsys):
 def test_text(repo, capsys):
     assert demo.main(["--repo", str(repo), *SMALL]) == 0
     text = capsys.readouterr().out
-    assert "All 4 completions with the cache equal those without it, token by token." in text
+    assert "All 8 completions with the cache equal those without it, token by token." in text
     assert "user-2    turn 2" in text and "MiMo-V2.5-Pro" in text and "window-oblivious" in text
 
 

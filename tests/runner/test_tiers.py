@@ -133,6 +133,16 @@ class StayInPlace(Planner):
         return min(staying or options, key=lambda o: (-o.resume, o.seconds))
 
 
+def test_scratch_of_a_rebuild_is_no_slack(store):
+    """What a rebuild computes before the window is not what a cold run has there, and must not be kept."""
+    prompts = [text(0, length) + text(50, 3) for length in (38, 28, 24)]
+    expected = cold(prompts)
+    with make_engine(store, device=18, host=4, max_tokens_per_step=5) as engine:
+        for prompt, tokens in [*zip(prompts, expected, strict=True)] * 2:
+            assert engine.generate([prompt], PARAMS)[0].tokens == tokens
+        assert engine.stats().num_rebuilds > 0
+
+
 def test_host_pages_are_read_in_place(store):
     class Watched(ChainModel):
         largest_ids: list[int] = []  # noqa: RUF012
