@@ -127,7 +127,7 @@ class FullPages:
         for node in pieces:
             first, stop = max(start, node.start), min(node.stop, start + len(ids))
             own = ids[first - start : stop - start]
-            node.coming[tier] -= len(own)
+            node.coming[tier].remove(range(first, stop))
             came = max(0, min(arrived - (first - start), len(own)))
             parent = node.parent
             continues = len(node.pages[tier]) == first - node.start and (

@@ -1,7 +1,7 @@
 """What is kept of past sequences, in all tiers: finding it, making room, and moving it up and down."""
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -77,6 +77,7 @@ class PrefixCache:
             [(g, specs[g].spec) for g in snapshot_groups], page_size, self.shelves, policy.quotas, mover.discard
         )
         self.counters = Counters(len(specs))
+        self.after_load: list[Callable[[], None]] = []  # called once, when the next load has ended
         self._max_keys = max_keys
         self._refresh_seconds = refresh_seconds
 
@@ -105,7 +106,8 @@ class PrefixCache:
             return PageState.ABSENT
         run, offset = path[-1], len(keys) - 1 - path[-1].start
         if offset >= len(run.pages[tier]):
-            return PageState.ARRIVING if offset < len(run.pages[tier]) + run.coming[tier] else PageState.ABSENT
+            coming = any(len(keys) - 1 in pages for pages in run.coming[tier])
+            return PageState.ARRIVING if coming else PageState.ABSENT
         return PageState.IN_USE if run.pins[tier] else PageState.RESIDENT
 
     def adopt(self, keys: Sequence[Hashable], match_pages: int, path: Sequence[Run]) -> int:
@@ -209,14 +211,14 @@ class PrefixCache:
 
     def _prune(self, run: Run) -> None:
         """Forget the end of a run that is in no tier."""
-        longest = max(len(pages) + coming for pages, coming in zip(run.pages, run.coming, strict=True))
+        longest = _known_length(run)
         while longest < len(run.keys) and not run.children:
             parent = run.parent
             self._cut(run, run.start + longest)
             if longest or parent is self.tree.root:
                 return
             run = parent
-            longest = max(len(pages) + coming for pages, coming in zip(run.pages, run.coming, strict=True))
+            longest = _known_length(run)
 
     def _cut(self, run: Run, index: int) -> None:
         self.windows.forget(run, index)
@@ -293,17 +295,29 @@ class PrefixCache:
         names = [k for node in path for k in node.keys[max(0, start - node.start) : stop - node.start]]
         source = self.full.ids(path, start, stop, Tier.DISK)
         for node in path:
-            node.coming[Tier.HOST] += min(node.stop, stop) - max(node.start, start)
+            node.coming[Tier.HOST].append(range(max(node.start, start), min(node.stop, stop)))
+        self.full.pin(run, Tier.HOST)  # what is coming must keep its place
+        self.full.pin(run, Tier.DISK)
 
         def done(arrived: int) -> None:
             pool.let_go(count)
             self.full.attach_range(run, Tier.HOST, start, ids, arrived)
+            self.full.unpin(run, Tier.HOST)
+            self.full.unpin(run, Tier.DISK)
             if arrived < count:
                 self._lost(run, start + arrived)
+            self._prune(run)
             ended()
+            waiting, self.after_load = self.after_load, []
+            for call in waiting:
+                call()
 
         self._submit(group, Tier.DISK, Tier.HOST, source, ids, names, done)
         return True
+
+    def is_loading(self, run: Run) -> bool:
+        """Whether pages of the path are on the way from the store."""
+        return any(node.coming[Tier.HOST] for node in run.up())
 
     def load_window(self, page: WindowPage, ended) -> bool:
         """As `load`, for a windowed page that is on disk only."""
@@ -346,11 +360,12 @@ class PrefixCache:
             if child.pages[Tier.DISK]:
                 self._forget_on_disk(child, 0)
         pages = node.pages[Tier.DISK]
-        if len(pages) > keep and node.coming[Tier.DISK] == 0:
+        if len(pages) > keep and not node.coming[Tier.DISK]:
             if node.pins[Tier.DISK]:
                 self.full.pool(Tier.DISK).let_go(len(pages) - keep)
             names = self.full.evict(node, Tier.DISK, len(pages) - keep)
             self.mover.discard(Tier.DISK, self.full.group, names)
+            self._prune(node)
 
     def _lost_window(self, page: WindowPage) -> None:
         self.counters.lost_pages += 1
@@ -395,14 +410,15 @@ class PrefixCache:
         room = self.shelves[target].fits(needs)
         for group, count in enumerate(needs):
             room = room and self._room_beside(target, group, needs, count)
-        if room:
+        # Making room may have waited for transfers, and what has ended since may have changed all of this.
+        if room and snapshot.in_tier[source] and not snapshot.in_tier[target]:
             self.windows.enter(snapshot, target)
             for page in missing:
-                self._write_window(page, snapshot, source, target)
+                if page.ids[target] is None:
+                    self._write_window(page, snapshot, source, target)
             self.keep_quota(snapshot.reason, target)
-        else:
-            for page in missing:
-                self.windows.stop_use(page, source)
+        for page in missing:
+            self.windows.stop_use(page, source)
 
     def keep_quota(self, reason: Reason, tier: int) -> None:
         """Drop the longest unused snapshots of a reason that has more than its share of `tier`."""
@@ -420,11 +436,14 @@ class PrefixCache:
     def _write_window(self, page: WindowPage, snapshot: Snapshot, source: int, target: int) -> None:
         group = self.windows.groups[page.group][0]
         page_id = self.shelves[target].pools[group].allocate(1)[0]
+        self.windows.use(page, source)
         if target == Tier.HOST:
             page.ids[target] = page_id
+            self.windows.use(page, target)  # the copy must not land in what is another page by then
 
             def done(arrived: int) -> None:
                 self.windows.stop_use(page, source)
+                self.windows.stop_use(page, target)
                 if snapshot.in_tier[Tier.HOST] and self.write_policy is not WritePolicy.BACK:
                     self.write_on(snapshot)
         else:
@@ -454,17 +473,14 @@ class PrefixCache:
         ):
             return False
         self._write_run(node, source)
-        return len(node.pages[target]) + node.coming[target] == len(node.keys)
+        return node.reach(target) == len(node.keys)
 
     def _write_run(self, node: Run, source: int) -> bool:
         """Start copying the pages of a run that the tier below `source` lacks; False when there are none or no room."""
         target = source + 1
-        have = len(node.pages[target]) + node.coming[target]
+        have = node.reach(target)
         wanted = len(node.pages[source])
-        parent = node.parent
-        if have >= wanted or (
-            parent is not self.tree.root and len(parent.pages[target]) + parent.coming[target] < len(parent.keys)
-        ):
+        if have >= wanted or not self._continues(node, target):
             return False
         group = self.full.group
         self.full.pin(node, source)
@@ -479,7 +495,7 @@ class PrefixCache:
         if target == Tier.HOST:
             self.full.attach(node, target, ids)
         else:
-            node.coming[target] += count
+            node.coming[target].append(range(start, start + count))
             self.full.pool(target).hold(count)
 
         def done(arrived: int) -> None:
@@ -489,12 +505,30 @@ class PrefixCache:
                 self.mover.discard(Tier.DISK, group, names)
             self.full.unpin(node, target)
             self.full.unpin(node, source)
+            self._prune(node)
 
         names = node.keys[have : have + count]
         self._submit(group, Tier(source), Tier(target), node.pages[source][have : have + count], ids, names, done)
         return True
 
+    def _continues(self, node: Run, target: int) -> bool:
+        """Whether pages written to `target` now come right after those that it has of the prefix.
+
+        The store's pages are counted when they have been written, in order; the host's at once, so there loads that are
+        still coming must have ended first.
+        """
+        parent = node.parent
+        if target == Tier.HOST and (node.coming[target] or parent.coming[target]):
+            return False
+        return parent is self.tree.root or parent.reach(target) == len(parent.keys)
+
     def _submit(self, group, source, target, source_ids, target_ids, keys, done) -> None:
         pool: PagePool = self.shelves[target].pools[group]
         self.counters.moved(source, target, group, len(keys) * pool.bytes_per_page)
         self.mover.submit(Transfer(group, source, target, source_ids, target_ids, keys, done))
+
+
+def _known_length(run: Run) -> int:
+    """Pages of the run that are in some tier or on the way to one."""
+    ends = [run.start + len(pages) for pages in run.pages]
+    return max([*ends, *(pages.stop for coming in run.coming for pages in coming)]) - run.start

@@ -25,7 +25,7 @@ class Run:
     pages: tuple[list[int], ...] = field(
         default_factory=lambda: tuple([] for _ in range(NUM_TIERS))
     )  # the leading ones
-    coming: list[int] = field(default_factory=lambda: [0] * NUM_TIERS)  # being written, after those
+    coming: tuple[list[range], ...] = field(default_factory=lambda: tuple([] for _ in range(NUM_TIERS)))  # on the way
     pins: list[int] = field(default_factory=lambda: [0] * NUM_TIERS)  # holders that keep the run and all above it
     windows: dict[tuple[int, int], WindowPage] = field(default_factory=dict)  # by (group, page index)
     window_ends: list[int] = field(default_factory=list)  # sorted page indices of the first group's windows
@@ -44,6 +44,14 @@ class Run:
         while run.parent is not None:
             yield run
             run = run.parent
+
+    def reach(self, tier: int) -> int:
+        """How many leading pages are in `tier` or on the way there, without a hole."""
+        end = self.start + len(self.pages[tier])
+        for pages in sorted(self.coming[tier], key=lambda r: r.start):
+            if pages.start <= end:
+                end = max(end, pages.stop)
+        return end - self.start
 
     def at(self, index: int) -> "Run":
         """The run on this path that holds page `index`, which lies at or before this run's end."""
@@ -106,8 +114,9 @@ class RadixTree:
             pages = run.pages[tier]
             upper.pages[tier].extend(pages[:count])
             del pages[:count]
-            upper.coming[tier] = min(run.coming[tier], count - len(upper.pages[tier]))
-            run.coming[tier] -= upper.coming[tier]
+            coming = run.coming[tier][:]
+            upper.coming[tier][:] = [range(r.start, min(r.stop, index)) for r in coming if r.start < index]
+            run.coming[tier][:] = [range(max(r.start, index), r.stop) for r in coming if r.stop > index]
         self._split_windows(run, upper, index)
         return upper
 

@@ -55,6 +55,7 @@ class KVSequence:
     host_run: Run | None = None  # held on the host: the prefix that is read there in place
     found: tuple[int, ...] = ()  # pages of the prefix per tier when it was looked up
     loads: int = 0  # transfers from the store that it waits for
+    waits_for_another: bool = False  # to read what it needs too
     release_loads: list = field(default_factory=list)  # what to undo when they have ended
 
     def num_pages(self, group: str) -> int:

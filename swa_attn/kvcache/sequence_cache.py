@@ -4,7 +4,8 @@ Nothing here touches memory: pages are ids, and a `Mover` moves their contents.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -77,10 +78,12 @@ class SequenceCache:
             self._full, snapshot_groups, page_size, shelves, mover, self.policy, write_policy, ghosts
         )
         self._windows = self.prefixes.windows
+        self._memory_tiers = tuple(t for t in (Tier.DEVICE, Tier.HOST) if t < len(shelves))
         self._host_pages_usable = host_pages_usable
         self._clock = clock
         self._windows_by_layer = [w for _, w in sorted((layer, g.window) for g in groups for layer in g.layers)]
         self._live: set[KVSequence] = set()
+        self._loaded: list[KVSequence] = []  # whose loads have ended
         self._oblivious_peak = 0
 
     # -- asking ---------------------------------------------------------------------------------------------------------
@@ -186,8 +189,10 @@ class SequenceCache:
         sequence.plan = self.planner.plan(self._situations(key, match))
         sequence.found = match.tiers
         self._count_lookup(key, match)
+        sequence.deadline = self._clock() + self.planner.deadline
         if Action.LOAD in sequence.plan.chosen.actions:
             self._start_loading(sequence, match)
+            self._settle_loads()
         else:
             self._attach(sequence, match, sequence.plan.chosen)
         return sequence
@@ -198,6 +203,7 @@ class SequenceCache:
         Waits up to `timeout` seconds for a transfer, if any is under way (None: as long as it takes).
         """
         self.mover.poll(timeout)
+        self._settle_loads()
         now = self._clock()
         for sequence in [s for s in self._live if s.is_loading and s.deadline <= now]:
             self.prefixes.counters.late_loads += 1
@@ -355,8 +361,11 @@ class SequenceCache:
         windows_at = self._resume_at(match, resume, True)
         pages = self._windows.pages_for(match.path, match.run_at(windows_at), windows_at) if windows_at else None
         run = prefixes.end_at(match.path[-1], resume)
-        sequence.deadline = self._clock() + self.planner.deadline
         sequence.is_loading, sequence.loads = True, 1
+        if prefixes.is_loading(run):
+            prefixes.after_load.append(lambda: self._load_ended(sequence))
+            sequence.waits_for_another = True
+            return
         if self._full is not None:
             for tier in (Tier.DEVICE, Tier.HOST, Tier.DISK):
                 full.pin(run, tier)
@@ -386,7 +395,28 @@ class SequenceCache:
     def _load_ended(self, sequence: KVSequence) -> None:
         sequence.loads -= 1
         if sequence.loads == 0 and sequence.is_loading:
-            self._stop_loading(sequence)
+            self._loaded.append(sequence)
+
+    def _settle_loads(self) -> None:
+        """Go on with sequences whose loads have ended. Not done when they end: that may be while room is made for others."""
+        while self._loaded:
+            sequence = self._loaded.pop()
+            if sequence.ended or not sequence.is_loading:
+                continue
+            if sequence.waits_for_another:
+                self._load_again(sequence)
+            else:
+                self._stop_loading(sequence)
+
+    def _load_again(self, sequence: KVSequence) -> None:
+        """What another sequence was reading has ended: see what there is now."""
+        sequence.is_loading = sequence.waits_for_another = False
+        match = self.match(sequence.key)
+        sequence.plan = self.planner.plan(self._situations(sequence.key, match))
+        if Action.LOAD in sequence.plan.chosen.actions:
+            self._start_loading(sequence, match)
+        else:
+            self._attach(sequence, match, sequence.plan.chosen)
 
     def _stop_loading(self, sequence: KVSequence) -> None:
         """Go on with what has arrived."""
@@ -413,11 +443,12 @@ class SequenceCache:
             start = 0  # the rebuild reaches back to nothing that is stored
         pages = self._windows.pages_for(match.path, match.run_at(start), start) if start else None
         run = prefixes.end_at(match.path[-1], resume) if resume else None
-        if run is not None:
-            self._hold_prefix(sequence, run, resume, Action.IN_PLACE in option.actions)
-        self._fill_tables(sequence, run, resume)
-        for number, group_pages in enumerate(pages or []):
-            self._take_windows(sequence, number, group_pages)
+        with self._kept(run, pages or []):
+            if run is not None:
+                self._hold_prefix(sequence, run, resume, Action.IN_PLACE in option.actions)
+            self._fill_tables(sequence, run, resume)
+            for number, group_pages in enumerate(pages or []):
+                self._take_windows(sequence, number, group_pages)
         sequence.hit_tokens = sequence.num_computed = resume * self.page_size
         sequence.inserted = resume
         sequence.digests = list(sequence.key.digests[:resume])
@@ -431,6 +462,20 @@ class SequenceCache:
                 if snapshot.reason in (Reason.PROMPT_END, Reason.OUTPUT_END):
                     sequence.last_end = snapshot
         self._count_hit(sequence, match, resume, pages)
+
+    @contextmanager
+    def _kept(self, run: Run | None, windows: Sequence[Sequence[WindowPage]]) -> Iterator[None]:
+        """While room is made on the device for a prefix, no part of it is evicted from where it is now."""
+        used = [(p, t) for pages in windows for p in pages for t in self._memory_tiers if p.ids[t] is not None]
+        for page, tier in used:
+            self._windows.use(page, tier)
+        for tier in self._memory_tiers if run is not None else ():
+            self.prefixes.full.pin(run, tier)
+        yield
+        for tier in self._memory_tiers if run is not None else ():
+            self.prefixes.full.unpin(run, tier)
+        for page, tier in used:
+            self._windows.stop_use(page, tier)
 
     def _hold_prefix(self, sequence: KVSequence, run: Run, resume: int, in_place: bool) -> None:
         full = self.prefixes.full
@@ -467,12 +512,9 @@ class SequenceCache:
         """Use cached windowed pages as the sequence's own, copied to the device where they are not there."""
         name = self.groups[self._windows.groups[number][0]].name
         for page in pages:
-            page.holders[Tier.DEVICE] += 1  # so that making room for the next page leaves it alone
-        for page in pages:
             if page.ids[Tier.DEVICE] is None and not self.prefixes.promote_window(page):
                 raise PageAccountingError("KVCache: the device had room for a window and then had not")
             self._windows.use(page, Tier.DEVICE)
-            page.holders[Tier.DEVICE] -= 1
             if page.snapshot is not None and not page.snapshot.in_tier[Tier.DEVICE]:
                 self._windows.enter(page.snapshot, Tier.DEVICE)
             sequence.windows[number, page.index] = page

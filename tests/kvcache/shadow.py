@@ -126,7 +126,7 @@ def check_run(cache: SequenceCache, run: Run) -> None:
     assert run.keys and run.parent.children[run.keys[0]] is run and run.start == run.parent.stop
     is_root = run.parent is cache.prefixes.tree.root
     for tier in range(len(cache.shelves)):
-        assert run.coming[tier] == 0 and len(run.pages[tier]) <= len(run.keys)
+        assert not run.coming[tier] and len(run.pages[tier]) <= len(run.keys)
         if run.pages[tier]:
             assert run in cache.prefixes.full.order[tier]
             assert is_root or len(run.parent.pages[tier]) == len(run.parent.keys), "a prefix has a hole"

@@ -233,11 +233,11 @@ def test_any_traffic_through_any_tiers_gives_the_cold_answers(
     expected = cold(prompts)
     layout, sizes = KVCache.store_layout(ChainModel(HYBRID).groups, PAGE_SIZE, torch.float32)
     options = SlabOptions(1 << 20, segment_bytes=1 << 20, size_classes=sizes, direct=False, workers=2)
-    with SlabStore(tmp_path_factory.mktemp("slab"), options, namespace=b"chain", layout=layout) as store:
-        with make_engine(store, device=device, host=host, max_tokens_per_step=chunk, write_policy=policy) as engine:
-            for _ in range(2):
-                for i in range(0, len(prompts), batch):
-                    completions = engine.generate(prompts[i : i + batch], PARAMS)
-                    assert [c.tokens for c in completions] == expected[i : i + batch]
-            settle(engine)
-            assert all(pool.in_use == 0 for pool in engine.stats().pools.values())
+    slab = SlabStore(tmp_path_factory.mktemp("slab"), options, namespace=b"chain", layout=layout)
+    with slab, make_engine(slab, device=device, host=host, max_tokens_per_step=chunk, write_policy=policy) as engine:
+        for _ in range(2):
+            for i in range(0, len(prompts), batch):
+                completions = engine.generate(prompts[i : i + batch], PARAMS)
+                assert [c.tokens for c in completions] == expected[i : i + batch]
+        settle(engine)
+        assert all(pool.in_use == 0 for pool in engine.stats().pools.values())

@@ -1,0 +1,125 @@
+"""A hundred thousand random steps of the tiers, checked against contents that are derived from the tokens."""
+
+import pytest
+from fake_tiers import GROUPS, Simulation
+from shadow import check_invariants
+
+from swa_attn.kvcache import GroupSpec, Planner, SnapshotPolicy, Tier, WritePolicy
+
+STEPS = 30_000
+TWO_WINDOWS = (*GROUPS, GroupSpec("mtp", (5,), 1, 1, 1, 12))
+SETUPS = {
+    "through": {"device": (26, 18), "planner": Planner(deadline=5.0, rebuild_overhead=0.0, prefill_tokens_per_second=9.0)},
+    "back, no rebuild, no disk": {
+        "write_policy": WritePolicy.BACK, "planner": Planner(deadline=5.0, rebuild=False), "disk": None
+    },
+    "selective, two windows, tight": {
+        "write_policy": WritePolicy.SELECTIVE, "groups": TWO_WINDOWS,
+        "device": (24, 16, 16), "host": (24, 8, 12), "disk": 6_000,
+    },
+    "in place, hardly any host": {
+        "device": (30, 14), "host": (12, 3), "host_pages_usable": True, "policy": SnapshotPolicy(slack_pages=0, every=12),
+    },
+}  # fmt: skip
+
+
+class Traffic:
+    """What users do: prompts that share beginnings, conversations that go on, requests that are given up."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self.simulation, self.random = simulation, simulation.random
+        self.running: list = []
+        self.histories: list[list[int]] = [[]]
+
+    def step(self) -> None:
+        self.random.choices(
+            [self.begin, self.compute, self.end, self.transfer, self.time_passes, self.trouble],
+            [3, 10, 1, 8, 1, 0.2],
+        )[0]()
+
+    def prompt(self) -> list[int]:
+        history = self.random.choice(self.histories)[: self.random.choice([None, None, 9, 20, 30])]
+        return history + [self.random.randrange(3) for _ in range(self.random.randrange(1, 20))]
+
+    def begin(self) -> None:
+        prompt = self.prompt()
+        cache = self.simulation.cache
+        if len(self.running) < 4 and cache.fits(len(prompt)) is None and cache.can_admit(self.simulation.key(prompt)):
+            sequence = self.simulation.begin(prompt)
+            assert sequence.hit_tokens < len(prompt)
+            self.running.append(sequence)
+
+    def compute(self) -> None:
+        if not self.running:
+            return
+        sequence = self.random.choice(self.running)
+        if not self.simulation.is_ready(sequence):
+            return
+        left = len(self.simulation.tokens[sequence]) - sequence.num_computed
+        if not left:
+            self.simulation.tokens[sequence].append(self.random.randrange(3))
+            left = 1
+        count = min(left, self.random.choice([1, 5, 16]), self.simulation.cache.extendable(sequence))
+        if count > 0:
+            self.simulation.compute(sequence, count)
+
+    def end(self) -> None:
+        if self.running:
+            sequence = self.running.pop(self.random.randrange(len(self.running)))
+            tokens = self.simulation.tokens[sequence][: sequence.num_computed]
+            self.simulation.end(sequence)
+            if len(tokens) < 70:
+                self.histories.append(tokens)
+                del self.histories[:-30]
+
+    def transfer(self) -> None:
+        self.simulation.mover.advance()
+        if self.random.random() < 0.5:
+            self.simulation.cache.poll()
+
+    def time_passes(self) -> None:
+        self.simulation.now += self.random.choice([0.1, 6.0])
+        self.simulation.cache.poll()
+
+    def trouble(self) -> None:
+        mover = self.simulation.mover
+        mover.lose = self.random.choice([0.0, 0.0, 0.1, 1.0])
+        mover.refuse = self.random.choice([0.0, 0.0, 0.1, 1.0])
+        mover.stuck = self.random.random() < 0.2
+        if self.random.random() < 0.1:
+            mover.records.clear()
+
+    def settle(self) -> None:
+        """Everything ends, and what is left behind is what a recount gives."""
+        while self.running:
+            self.end()
+        self.simulation.mover.drain()
+        check_invariants(self.simulation.cache)
+        for shelf in self.simulation.cache.shelves:
+            assert all(pool.num_in_use == 0 for pool in shelf.pools)
+
+
+@pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)
+def test_no_step_serves_a_wrong_page(setup):
+    seed = 20_261_124
+    simulation = Simulation(seed, **setup)
+    traffic = Traffic(simulation)
+    for step in range(STEPS):
+        try:
+            traffic.step()
+            if step % 500 == 499:
+                traffic.settle()
+        except Exception as error:
+            raise AssertionError(f"seed {seed}, step {step}") from error
+    traffic.settle()
+    stats = simulation.cache.stats()
+    report = (
+        f"seed {seed}: {STEPS} steps, {simulation.checked} slots compared, {simulation.mover.faults} faults; {stats}"
+    )
+    assert simulation.checked > 5 * STEPS, report
+    assert stats.hit_tokens > STEPS / 20 and stats.hit_tokens_by_tier[Tier.HOST] > 0, report
+    if setup.get("disk", True):
+        assert simulation.mover.faults > 100 and stats.lost_pages > 0 and stats.late_loads > 0, report
+    if simulation.cache.planner.rebuild_overhead == 0.0:
+        assert stats.num_rebuilds > STEPS / 1000 and stats.hit_tokens_by_tier[Tier.DISK] > 0, report
+    print(report)
