@@ -16,6 +16,8 @@ from .transfer import Mover, Transfer
 from .window_pages import Reason, Snapshot, WindowPage
 from .windows import Windows
 
+ADOPTION_REACH = 64  # pages before the end of an adopted prefix where windows are looked for
+
 
 class WritePolicy(Enum):
     """When pages are copied to the tiers below the device."""
@@ -127,8 +129,27 @@ class PrefixCache:
             if names[0] not in parent.children:
                 run = self.tree.add(parent, names)
                 self.full.attach(run, tier, self.shelves[tier].pools[group].allocate(count))
+                self.full.pin(run, tier)
+                self._adopt_windows(keys, run, match_pages, match_pages + count)
+                self.full.unpin(run, tier)
                 return count
         return 0
+
+    def _adopt_windows(self, keys: Sequence[Hashable], run: Run, start: int, stop: int) -> None:
+        """Look for the last windows that the store holds in the pages that were just adopted."""
+        for end in range(stop, max(start, stop - ADOPTION_REACH), -1):
+            firsts = [(group, self.windows.first_page(n, end)) for n, (group, _) in enumerate(self.windows.groups)]
+            if firsts and all(self.mover.known(group, keys[first:end]) == end - first for group, first in firsts):
+                room = all(self.make_room(Tier.DISK, group, end - first) for group, first in firsts)
+                if (
+                    room
+                    and self.shelves[Tier.DISK].bytes_short(
+                        sum((end - first) * self.shelves[Tier.DISK].pools[g].bytes_per_page for g, first in firsts)
+                    )
+                    == 0
+                ):
+                    self.windows.adopt(run, end, Tier.DISK)
+                return
 
     def _end_at(self, run: Run, num_pages: int) -> Run:
         """The run whose end is after `num_pages` pages, on the way to `run`; made by a split if need be."""

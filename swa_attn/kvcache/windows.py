@@ -85,10 +85,28 @@ class Windows:
 
     def add_page(self, number: int, run: Run, index: int, device_id: int) -> WindowPage:
         """The cache comes to know a page that is on the device; its user holds it."""
+        page = self._new_page(number, run, index, Tier.DEVICE, device_id)
+        page.holders[Tier.DEVICE] = page.users[Tier.DEVICE] = 1
+        return page
+
+    def adopt(self, run: Run, end: int, tier: int) -> None:
+        """The windows before `end` turned out to be in `tier`; there is room for them."""
+        pages = []
+        for number, (group, _) in enumerate(self.groups):
+            pages.append([])
+            for index in range(self.first_page(number, end), end):
+                page = self.page(number, run, index)
+                if page is None:
+                    page = self._new_page(number, run, index, tier, self.shelves[tier].pools[group].allocate(1)[0])
+                elif page.ids[tier] is None:
+                    page.ids[tier] = self.shelves[tier].pools[group].allocate(1)[0]
+                pages[-1].append(page)
+        self.enter(self.store(run, end, pages, Reason.BRANCH), tier)
+
+    def _new_page(self, number: int, run: Run, index: int, tier: int, page_id: int) -> WindowPage:
         node = run.at(index)
         page = WindowPage(number, node.keys[index - node.start], index, node)
-        page.ids[Tier.DEVICE] = device_id
-        page.holders[Tier.DEVICE] = page.users[Tier.DEVICE] = 1
+        page.ids[tier] = page_id
         node.windows[number, index] = page
         if number == 0:
             insort(node.window_ends, index)

@@ -211,7 +211,7 @@ def test_another_process_life_finds_what_the_store_kept(store):
         for prompt in prompts:
             engine.generate([prompt], PARAMS)
             settle(engine)
-    with make_engine(store) as engine:
+    with make_engine(store, planner=MostReuse(rebuild=False)) as engine:
         completions = [engine.generate([prompt], PARAMS)[0] for prompt in prompts]
         assert [c.tokens for c in completions] == expected
         assert [c.usage.cached_by_tier for c in completions] == [{Tier.DISK: 80}] * 4
