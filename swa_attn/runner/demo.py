@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from ..kvcache import CacheStats, KVCache, LowerTiers
+from ..kvcache.store import SlabOptions, SlabStore
 from .config import ModelConfig
 from .engine import Engine
 from .loader import load_model
@@ -126,14 +127,13 @@ def _lower_tiers(
 ) -> LowerTiers:
     """Host memory for a fifth more than the device, and a store in `folder` if its checksum library is installed."""
     pages = {group: count * 6 // 5 for group, count in device_pages.items()}
-    try:
-        from ..kvcache.store import SlabOptions, SlabStore
-    except ImportError as error:
-        say(f"No disk tier: {error}")
-        return LowerTiers(pages)
     layout, sizes = KVCache.store_layout(config.kv_groups(), PAGE_SIZE, torch.float32)
     options = SlabOptions(DISK_BYTES, segment_bytes=DISK_BYTES // 4, size_classes=sizes, workers=2)
-    store = stack.enter_context(SlabStore(folder, options, namespace=b"demo", layout=layout))
+    try:
+        store = stack.enter_context(SlabStore(folder, options, namespace=b"demo", layout=layout))
+    except (ImportError, OSError) as error:
+        say(f"No disk tier: {error}")
+        return LowerTiers(pages)
     return LowerTiers(pages, store, DISK_BYTES // 2)
 
 
