@@ -221,8 +221,8 @@ class PrefixCache:
         return True
 
     def _evict_snapshot(self, snapshot: Snapshot, tier: int) -> bool:
-        if self._writes_back(tier) and snapshot.reason is not Reason.SUPERSEDED:
-            self.write_snapshot(snapshot, tier + 1)
+        if snapshot.reason is not Reason.SUPERSEDED:
+            self.write_snapshot(snapshot, tier + 1, with_slack=True)
         self.windows.drop(snapshot, tier)
         self.counters.evicted_snapshots[tier] += 1
         return True
@@ -280,12 +280,13 @@ class PrefixCache:
         return fits
 
     def promote_window(self, page: WindowPage) -> bool:
-        """Copy a windowed page from the host to the device; the caller holds it there."""
+        """Copy a windowed page from the host to the device, where the caller uses it from now on; False without room."""
         group = self.windows.groups[page.group][0]
         self.windows.use(page, Tier.HOST)
         fits = self.make_room(Tier.DEVICE, group, 1)
         if fits:
             page.ids[Tier.DEVICE] = self.shelves[Tier.DEVICE].pools[group].allocate(1)[0]
+            self.windows.use(page, Tier.DEVICE)  # the caller's, first: the copy may end at once
             self.windows.use(page, Tier.DEVICE)
 
             def done(_: int) -> None:
@@ -417,25 +418,32 @@ class PrefixCache:
                     if page.ids[Tier.DISK] is not None:
                         self.mover.refresh(self.windows.groups[page.group][0], [page.key])
 
-    def write_snapshot(self, snapshot: Snapshot, target: int) -> None:
-        """Copy a snapshot from the tier above `target` to it, if it is not there yet."""
+    def write_snapshot(self, snapshot: Snapshot, target: int, with_slack: bool = False) -> None:
+        """Copy a snapshot from the tier above `target` to it, as far as it is not there yet.
+
+        The slack before the windows follows only when the tier above evicts a snapshot that its conversation has not left
+        behind: mostly the next turn comes first, and what it supersedes needs no slack any more.
+        """
         source = target - 1
-        if target > self.bottom or snapshot.in_tier[target] or not snapshot.in_tier[source]:
+        if target > self.bottom or not snapshot.in_tier[source]:
+            return
+        wanted = snapshot if with_slack else self.windows.without_slack(snapshot)
+        missing = [p for p in wanted if p.ids[target] is None and not p.is_coming and p.ids[source] is not None]
+        if snapshot.in_tier[target] and not missing:
             return
         needs = [0] * len(self.shelves[target].pools)
-        missing = [p for p in snapshot if p.ids[target] is None and not p.is_coming and p.ids[source] is not None]
         for page in missing:
             needs[self.windows.groups[page.group][0]] += 1
-        for page in missing:
             self.windows.use(page, source)
         room = self.shelves[target].fits(needs)
         for group, count in enumerate(needs):
             room = room and self._room_beside(target, group, needs, count)
         # Making room may have waited for transfers, and what has ended since may have changed all of this.
-        if room and snapshot.in_tier[source] and not snapshot.in_tier[target]:
-            self.windows.enter(snapshot, target)
+        if room and snapshot.in_tier[source]:
+            if not snapshot.in_tier[target]:
+                self.windows.enter(snapshot, target)
             for page in missing:
-                if page.ids[target] is None:
+                if page.ids[target] is None and not page.is_coming:
                     self._write_window(page, snapshot, source, target)
             self.keep_quota(snapshot.reason, target)
         for page in missing:
@@ -484,7 +492,8 @@ class PrefixCache:
 
     def write_on(self, snapshot: Snapshot) -> None:
         """A snapshot that has reached the host goes on to the store."""
-        if self.bottom == Tier.DISK and all(p.ids[Tier.HOST] is not None for p in snapshot):
+        core = self.windows.without_slack(snapshot)
+        if self.bottom == Tier.DISK and all(p.ids[Tier.HOST] is not None for p in core):
             self.write_snapshot(snapshot, Tier.DISK)
 
     def _write_part(self, node: Run, source: int, target: int) -> bool:

@@ -317,7 +317,7 @@ class SequenceCache:
         needs = [0] * len(self.groups)
         num_bytes = [0, 0, 0]
         if self._full is not None:
-            needs[self._full] = resume - device
+            needs[self._full] = resume - self._used_on_device(match, resume)  # its own cached pages make no room for it
             for tier, count in ((Tier.HOST, host - device), (Tier.DISK, resume - host)):
                 if count:
                     num_bytes[tier] += count * self.shelves[tier].pools[self._full].bytes_per_page
@@ -327,7 +327,7 @@ class SequenceCache:
                 for page in pages:
                     tier, group = _fastest(page), self._windows.groups[page.group][0]
                     num_bytes[tier] += self.shelves[tier].pools[group].bytes_per_page
-                    needs[group] += tier != Tier.DEVICE
+                    needs[group] += not page.users[Tier.DEVICE]
         if rebuild:
             for group, _ in self._windows.groups:
                 needs[group] += (
@@ -512,9 +512,10 @@ class SequenceCache:
         """Use cached windowed pages as the sequence's own, copied to the device where they are not there."""
         name = self.groups[self._windows.groups[number][0]].name
         for page in pages:
-            if page.ids[Tier.DEVICE] is None and not self.prefixes.promote_window(page):
+            if page.ids[Tier.DEVICE] is not None:
+                self._windows.use(page, Tier.DEVICE)
+            elif not self.prefixes.promote_window(page):
                 raise PageAccountingError("KVCache: the device had room for a window and then had not")
-            self._windows.use(page, Tier.DEVICE)
             if page.snapshot is not None and not page.snapshot.in_tier[Tier.DEVICE]:
                 self._windows.enter(page.snapshot, Tier.DEVICE)
             sequence.windows[number, page.index] = page
@@ -804,14 +805,18 @@ class SequenceCache:
         cached now."""
         if group == self._full:
             count = min(match.resume, match.tiers[0])
-            held = sum(
-                min(len(run.pages[0]), count - run.start) for run in match.path if run.pins[0] and run.start < count
-            )
-            return count, count - held
+            return count, count - self._used_on_device(match, count)
         number = next((n for n, (g, _) in enumerate(self._windows.groups) if g == group), None)
         pages = match.windows[number] if number is not None and match.windows else []
         there = [p for p in pages if p.ids[0] is not None]
         return len(there), sum(not p.users[0] for p in there)
+
+    @staticmethod
+    def _used_on_device(match: Match, num_pages: int) -> int:
+        """How many of the prefix's first `num_pages` full pages are on the device and in use."""
+        return sum(
+            min(len(run.pages[0]), num_pages - run.start) for run in match.path if run.pins[0] and run.start < num_pages
+        )
 
     def _replay_page(self, key: PrefixKey) -> int:
         """Pages that an identical prompt can reuse: all full ones before its last token."""

@@ -89,6 +89,11 @@ class Windows:
         page.holders[Tier.DEVICE] = page.users[Tier.DEVICE] = 1
         return page
 
+    def without_slack(self, snapshot: Snapshot) -> list[WindowPage]:
+        """The pages that a resume at the snapshot's end needs."""
+        firsts = [self.first_page(number, snapshot.end) for number in range(len(self.groups))]
+        return [p for first, pages in zip(firsts, snapshot.pages, strict=True) for p in pages if p.index >= first]
+
     def adopt(self, run: Run, end: int, tier: int) -> None:
         """The windows before `end` turned out to be in `tier`; there is room for them."""
         pages = []

@@ -46,7 +46,7 @@ def test_a_host_page_is_one_piece_k_of_all_layers_then_v(dtype):
 def open_cache(store=None, dtype=torch.float32, lower_dtype=None, device=20, host=60, **options) -> KVCache:
     disk = {} if store is None else {"store": store, "disk_bytes": 4 << 20}
     lower = LowerTiers({"full": host, "swa": host}, dtype=lower_dtype, **disk)
-    options = {"planner": MostReuse(rebuild=False), "policy": ENDS, **options}
+    options = {"planner": MostReuse(rebuild=False, deadline=60.0), "policy": ENDS, **options}
     return KVCache(GROUPS, PAGE_SIZE, {"full": device, "swa": 12}, dtype, "cpu", "real", lower=lower, **options)
 
 

@@ -61,7 +61,7 @@ def make_engine(store, *, device=40, host=60, swa=24, host_swa=24, model=Rebuild
         page_size=PAGE_SIZE,
         num_pages={"full": device, "swa5": swa},
         lower=LowerTiers({"full": host, "swa5": host_swa}, write_policy=write_policy, **disk),
-        **{"max_tokens_per_step": 64, "planner": MostReuse(), **options},
+        **{"max_tokens_per_step": 64, "planner": MostReuse(deadline=60.0), **options},
     )
 
 
@@ -153,7 +153,7 @@ def test_host_pages_are_read_in_place(store):
 
     prompts = [text(i, 81) for i in range(8)]
     expected = cold(prompts)
-    with make_engine(store, device=40, host=200, planner=StayInPlace(rebuild=False), model=Watched) as engine:
+    with make_engine(store, device=40, host=200, planner=StayInPlace(rebuild=False, deadline=60.0), model=Watched) as engine:
         for prompt in prompts:
             engine.generate([prompt], PARAMS)
             settle(engine)
@@ -211,7 +211,7 @@ def test_another_process_life_finds_what_the_store_kept(store):
         for prompt in prompts:
             engine.generate([prompt], PARAMS)
             settle(engine)
-    with make_engine(store, planner=MostReuse(rebuild=False)) as engine:
+    with make_engine(store, planner=MostReuse(rebuild=False, deadline=60.0)) as engine:
         completions = [engine.generate([prompt], PARAMS)[0] for prompt in prompts]
         assert [c.tokens for c in completions] == expected
         assert [c.usage.cached_by_tier for c in completions] == [{Tier.DISK: 80}] * 4
