@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .hashing import layout_digest
-from .mover import ThreadMover
 from .planner import Planner
 from .pool import PagePool
 from .prefix_cache import WritePolicy
@@ -19,6 +18,8 @@ from .snapshot_policy import SnapshotPolicy
 from .spec import GroupSpec
 from .storage import DevicePages, HostPages, host_page_bytes
 from .store import Store
+from .stream_mover import StreamMover, Streams
+from .thread_mover import ThreadMover
 from .tier import Tier
 from .transfer import InstantMover, Mover
 
@@ -126,13 +127,12 @@ class KVCache(SequenceCache):
                 for g in groups
             }
             shelves += _lower_shelves(groups, lower, self.host_memory)
-            mover = ThreadMover(
-                list(self.memory.values()),
-                list(self.host_memory.values()),
-                lower.store,
-                planner.deadline,
-                lambda rate, num_bytes, seconds: planner.rates[rate].observe(num_bytes, seconds),
-            )
+            memory = list(self.memory.values()), list(self.host_memory.values()), lower.store
+            watch = planner.deadline, lambda rate, num_bytes, seconds: planner.rates[rate].observe(num_bytes, seconds)
+            if pinned:
+                mover = StreamMover(*memory, Streams.of(torch.device(device)), *watch)
+            else:
+                mover = ThreadMover(*memory, *watch)
         usable = lower is not None and lower.dtype in (None, dtype)
         super().__init__(
             groups,

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from swa_attn.kvcache import GroupSpec, KVCache, LowerTiers, Planner, SnapshotPolicy, Tier, mover
+from swa_attn.kvcache import GroupSpec, KVCache, LowerTiers, Planner, SnapshotPolicy, Tier, thread_mover
 from swa_attn.kvcache.storage import HostPages, host_page_bytes
 from swa_attn.kvcache.store import SlabOptions, SlabStore
 
@@ -154,7 +154,7 @@ def test_a_model_starts_on_the_first_layer_while_the_others_are_still_coming(mon
             cache.end(run(cache, seed))
         gates = {layer: threading.Event() for layer in range(5)}
         copied: list[int] = []
-        copy_pages = mover.copy_pages
+        copy_pages = thread_mover.copy_pages
 
         def gated(source, target, *args, **scales):
             if target.data_ptr() in starts:
@@ -167,7 +167,7 @@ def test_a_model_starts_on_the_first_layer_while_the_others_are_still_coming(mon
         for group in GROUPS:
             for i, layer in enumerate(group.layers):
                 starts[cache.memory[group.name].k[i].data_ptr()] = layer
-        monkeypatch.setattr(mover, "copy_pages", gated)
+        monkeypatch.setattr(thread_mover, "copy_pages", gated)
         tokens = list(range(41))
         sequence = cache.begin(cache.key(tokens))
         assert sequence.hit_tokens_by_tier == {Tier.HOST: 40}
@@ -186,7 +186,7 @@ def test_a_failed_copy_is_raised_and_not_served(monkeypatch):
         def fail(*_, **__):
             raise ValueError("no such page")
 
-        monkeypatch.setattr(mover, "copy_pages", fail)
+        monkeypatch.setattr(thread_mover, "copy_pages", fail)
         tokens = [1000 + i for i in range(41)]
         sequence = cache.begin(cache.key(tokens))
         assert cache.extend(sequence, 41)

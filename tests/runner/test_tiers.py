@@ -8,8 +8,9 @@ import torch
 from chain_model import ChainModel, RebuildingModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lazy_streams import LazyStreams
 
-from swa_attn.kvcache import Action, KVCache, LowerTiers, Planner, SnapshotPolicy, Tier, WritePolicy
+from swa_attn.kvcache import Action, KVCache, LowerTiers, Planner, SnapshotPolicy, Tier, WritePolicy, cache
 from swa_attn.kvcache.store import SlabOptions, SlabStore
 from swa_attn.kvcache.store.base import resolved
 from swa_attn.runner.engine import Engine
@@ -153,7 +154,9 @@ def test_host_pages_are_read_in_place(store):
 
     prompts = [text(i, 81) for i in range(8)]
     expected = cold(prompts)
-    with make_engine(store, device=40, host=200, planner=StayInPlace(rebuild=False, deadline=60.0), model=Watched) as engine:
+    with make_engine(
+        store, device=40, host=200, planner=StayInPlace(rebuild=False, deadline=60.0), model=Watched
+    ) as engine:
         for prompt in prompts:
             engine.generate([prompt], PARAMS)
             settle(engine)
@@ -240,4 +243,21 @@ def test_any_traffic_through_any_tiers_gives_the_cold_answers(
                 completions = engine.generate(prompts[i : i + batch], PARAMS)
                 assert [c.tokens for c in completions] == expected[i : i + batch]
         settle(engine)
+        assert all(pool.in_use == 0 for pool in engine.stats().pools.values())
+
+
+@pytest.mark.parametrize("policy", WritePolicy)
+def test_copies_on_streams_as_late_as_their_events_allow_change_nothing(store, monkeypatch, policy):
+    """The mover of a GPU, with streams that do nothing until somebody waits: every wait that it leaves out would show."""
+    lazy = LazyStreams(monkeypatch)
+    monkeypatch.setattr(cache, "ThreadMover", lazy.mover)
+    prompts = [text(i // 3, 61) + text(100 + i, 10) for i in range(18)] * 2
+    expected = cold(prompts)
+    with make_engine(store, device=44, host=70, write_policy=policy) as engine:
+        for i in range(0, len(prompts), 2):
+            completions = engine.generate(prompts[i : i + 2], PARAMS)
+            assert [c.tokens for c in completions] == expected[i : i + 2]
+        settle(engine)
+        tiers = engine.stats().hit_tokens_by_tier
+        assert tiers[Tier.HOST] + tiers[Tier.DISK] > 0 and lazy.copies > 100
         assert all(pool.in_use == 0 for pool in engine.stats().pools.values())

@@ -1,32 +1,23 @@
-"""Transfers between real memories: a copying thread between device and host, and a store below."""
+"""Transfers on a machine without a GPU: a thread copies between the memory that stands for a device and the host's."""
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 
 import torch
 
 from ..ops import copy_pages
 from .storage import DevicePages, HostPages
 from .store import Store
+from .store_mover import Observe, StoreMover
 from .tier import Tier
-from .transfer import Mover, Transfer
-
-Observe = Callable[[str, int, float], None]  # "host" or "disk", bytes, seconds
+from .transfer import Transfer
 
 
-class ThreadMover(Mover):
+class ThreadMover(StoreMover):
     """Copies in one thread, in the order of submission; loads go layer by layer, so that a model can start on the first
-    layers while the others are still coming.
-
-    Args:
-        device, host: the memory of every group.
-        store: below the host, or None.
-        timeout: seconds after which a read from the store that has not begun is given up.
-        observe: is told how long transfers took.
-    """
+    layers while the others are still coming. See `StoreMover`."""
 
     def __init__(
         self,
@@ -36,9 +27,7 @@ class ThreadMover(Mover):
         timeout: float | None = None,
         observe: Observe | None = None,
     ) -> None:
-        self._device, self._host, self._store = tuple(device), tuple(host), store
-        self._timeout = timeout
-        self._observe = observe or (lambda *_: None)
+        super().__init__(device, host, store, timeout, observe)
         self._changed = threading.Condition()
         self._queue: deque[Transfer] = deque()
         self._arriving: dict[int, int] = {}  # layer -> transfers into the device that have not reached it
@@ -93,23 +82,6 @@ class ThreadMover(Mover):
     def wait_for_host(self) -> None:
         with self._changed:
             self._changed.wait_for(lambda: not self._leaving or self._failure)
-
-    def discard(self, tier: Tier, group: int, keys: Sequence[Hashable]) -> None:
-        if tier == Tier.DISK and self._store is not None:
-            for key in keys:
-                self._store.delete(_store_key(group, key))
-
-    def refresh(self, group: int, keys: Sequence[Hashable]) -> None:
-        if self._store is not None:
-            for key in keys:
-                self._store.touch(_store_key(group, key))
-
-    def known(self, group: int, keys: Sequence[Hashable]) -> int:
-        count = 0
-        if self._store is not None:
-            while count < len(keys) and self._store.contains(_store_key(group, keys[count])):
-                count += 1
-        return count
 
     def close(self) -> None:
         """What has been submitted is finished; `done` is not called any more."""
@@ -172,46 +144,7 @@ class ThreadMover(Mover):
         with self._changed:
             self._leaving -= 1
 
-    def _write(self, transfer: Transfer) -> None:
-        records = self._host[transfer.group].records
-        futures = [
-            self._store.put(_store_key(transfer.group, key), [records[page]])
-            for key, page in zip(transfer.keys, transfer.source_ids, strict=True)
-        ]
-        self._when_all(transfer, futures)
-
-    def _read(self, transfer: Transfer) -> None:
-        records = self._host[transfer.group].records
-        started = time.monotonic()
-        futures = [
-            self._store.get(_store_key(transfer.group, key), [records[page]], self._timeout)
-            for key, page in zip(transfer.keys, transfer.target_ids, strict=True)
-        ]
-        num_bytes = len(futures) * records.shape[1]
-        self._when_all(transfer, futures, lambda: self._observe("disk", num_bytes, time.monotonic() - started))
-
-    def _when_all(self, transfer: Transfer, futures: Sequence["Future[bool]"], also: Callable[[], None] | None = None):
-        left = [len(futures)]
-        lock = threading.Lock()
-
-        def one(_: "Future[bool]") -> None:
-            with lock:
-                left[0] -= 1
-                if left[0]:
-                    return
-            if also is not None:
-                also()
-            count = next((i for i, f in enumerate(futures) if not f.result()), len(futures))
-            self._end(transfer, count)
-
-        for future in futures:
-            future.add_done_callback(one)
-
     def _end(self, transfer: Transfer, count: int) -> None:
         with self._changed:
             self._ended.append((transfer, count))
             self._changed.notify_all()
-
-
-def _store_key(group: int, key: Hashable) -> bytes:
-    return bytes((group,)) + key
