@@ -43,8 +43,9 @@ class StreamMover(StoreMover):
     """Copies up on one stream and down on another, in the order of submission.
 
     A copy starts when the model's work before it is done: what it reads is then written, and what it overwrites no longer
-    read. The two streams need not wait for each other: the cache holds both ends of a copy until it has ended. A layer of the model waits, on the GPU, for the event of that layer's last copy. Page ids travel to the device
-    from pinned memory. Nothing blocks the host but `poll` with a timeout. See `StoreMover`.
+    read. The two streams need not wait for each other: the cache holds both ends of a copy until it has ended. A layer of
+    the model waits, on the GPU, for the event of that layer's last copy. Page ids travel to the device from pinned memory.
+    Nothing blocks the host but `poll` with a timeout. See `StoreMover`.
     """
 
     def __init__(

@@ -137,6 +137,15 @@ class ModelConfig:
                 groups.append(GroupSpec(name, layers, *dims, window=attention.window))
         return tuple(groups)
 
+    def fingerprint(self, weights: str) -> str:
+        """Names what decides the contents of K and V, for a cache that outlives the process or is shared.
+
+        All fields of the configuration are in it (rotary settings, sinks, value scale, layer map, block scales), and
+        `weights`, which names the checkpoint and its revision: two checkpoints of one configuration must not meet.
+        """
+        fields = {**vars(self), "weights": weights}
+        return repr(sorted((name, repr(value)) for name, value in fields.items()))
+
     @classmethod
     def preset(cls, name: str, *, mimo_window: WindowReading = "size_plus_self") -> "ModelConfig":
         """A published geometry: "mimo-v2-flash", "mimo-v2.5" or "mimo-v2.5-pro". Raises KeyError for another name."""

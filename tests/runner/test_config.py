@@ -1,5 +1,6 @@
 """`ModelConfig`: both dialects of `config.json`, the window setting, the published geometries, and every refusal."""
 
+import dataclasses
 import json
 
 import pytest
@@ -286,3 +287,19 @@ def test_wrong_settings_are_named():
         ModelConfig.from_dict(HUB, mimo_window=128)
     with pytest.raises(KeyError, match="mimo-v2-flash"):
         ModelConfig.preset("mimo")
+
+
+def test_the_fingerprint_changes_with_everything_that_decides_k_and_v():
+    config = ModelConfig.preset("mimo-v2.5-pro")
+    changed = [config.fingerprint("b"), ModelConfig.preset("mimo-v2.5").fingerprint("a")]
+    changed.append(ModelConfig.preset("mimo-v2.5-pro", mimo_window="size_includes_self").fingerprint("a"))
+    for name, value in (("value_scale", 0.5), ("layer_kinds", config.layer_kinds[::-1]), ("weight_block_size", None)):
+        if getattr(config, name) != value:
+            changed.append(dataclasses.replace(config, **{name: value}).fingerprint("a"))
+    for kind in ("full", "swa"):
+        attention = getattr(config, kind)
+        for name, value in (("rope_theta", 1.0), ("rotary_dim", 2), ("sinks", not attention.sinks), ("num_kv_heads", 1)):
+            other = dataclasses.replace(attention, **{name: value})
+            changed.append(dataclasses.replace(config, **{kind: other}).fingerprint("a"))
+    assert config.fingerprint("a") == ModelConfig.preset("mimo-v2.5-pro").fingerprint("a")
+    assert len({config.fingerprint("a"), *changed}) == len(changed) + 1
