@@ -221,10 +221,13 @@ class PrefixCache:
         return True
 
     def _evict_snapshot(self, snapshot: Snapshot, tier: int) -> bool:
-        if snapshot.reason is not Reason.SUPERSEDED:
-            self.write_snapshot(snapshot, tier + 1, with_slack=True)
-        self.windows.drop(snapshot, tier)
-        self.counters.evicted_snapshots[tier] += 1
+        """Slack is written down only here: mostly the next turn comes first, and what it supersedes needs no slack."""
+        is_slack = snapshot.reason is Reason.SLACK
+        if is_slack or (self._writes_back(tier) and snapshot.reason is not Reason.SUPERSEDED):
+            self.write_snapshot(snapshot, tier + 1)
+        if snapshot.in_tier[tier]:  # making room below may have dropped it
+            self.windows.drop(snapshot, tier)
+            self.counters.evicted_snapshots[tier] += not is_slack
         return True
 
     def _writes_back(self, tier: int) -> bool:
@@ -418,17 +421,12 @@ class PrefixCache:
                     if page.ids[Tier.DISK] is not None:
                         self.mover.refresh(self.windows.groups[page.group][0], [page.key])
 
-    def write_snapshot(self, snapshot: Snapshot, target: int, with_slack: bool = False) -> None:
-        """Copy a snapshot from the tier above `target` to it, as far as it is not there yet.
-
-        The slack before the windows follows only when the tier above evicts a snapshot that its conversation has not left
-        behind: mostly the next turn comes first, and what it supersedes needs no slack any more.
-        """
+    def write_snapshot(self, snapshot: Snapshot, target: int) -> None:
+        """Copy a snapshot from the tier above `target` to it, as far as it is not there yet."""
         source = target - 1
         if target > self.bottom or not snapshot.in_tier[source]:
             return
-        wanted = snapshot if with_slack else self.windows.without_slack(snapshot)
-        missing = [p for p in wanted if p.ids[target] is None and not p.is_coming and p.ids[source] is not None]
+        missing = [p for p in snapshot if p.ids[target] is None and not p.is_coming and p.ids[source] is not None]
         if snapshot.in_tier[target] and not missing:
             return
         needs = [0] * len(self.shelves[target].pools)
@@ -452,8 +450,7 @@ class PrefixCache:
     def keep_quota(self, reason: Reason, tier: int) -> None:
         """Drop the longest unused snapshots of a reason that has more than its share of `tier`."""
         while (old := self.windows.over_quota(reason, tier)) is not None:
-            self.windows.drop(old, tier)
-            self.counters.evicted_snapshots[tier] += 1
+            self._evict_snapshot(old, tier)
 
     def _room_beside(self, tier: int, group: int, needs: Sequence[int], count: int) -> bool:
         """Room for `count` pages of `group` beside those of the groups before it, which are not allocated yet."""
@@ -473,7 +470,8 @@ class PrefixCache:
             def done(arrived: int) -> None:
                 self.windows.stop_use(page, source)
                 self.windows.stop_use(page, target)
-                if snapshot.in_tier[Tier.HOST] and self.write_policy is not WritePolicy.BACK:
+                through = self.write_policy is not WritePolicy.BACK and snapshot.reason is not Reason.SLACK
+                if through and snapshot.in_tier[Tier.HOST]:
                     self.write_on(snapshot)
         else:
             page.is_coming = True
@@ -492,8 +490,7 @@ class PrefixCache:
 
     def write_on(self, snapshot: Snapshot) -> None:
         """A snapshot that has reached the host goes on to the store."""
-        core = self.windows.without_slack(snapshot)
-        if self.bottom == Tier.DISK and all(p.ids[Tier.HOST] is not None for p in core):
+        if self.bottom == Tier.DISK and all(p.ids[Tier.HOST] is not None for p in snapshot):
             self.write_snapshot(snapshot, Tier.DISK)
 
     def _write_part(self, node: Run, source: int, target: int) -> bool:

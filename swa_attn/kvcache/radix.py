@@ -29,7 +29,7 @@ class Run:
     pins: list[int] = field(default_factory=lambda: [0] * NUM_TIERS)  # holders that keep the run and all above it
     windows: dict[tuple[int, int], WindowPage] = field(default_factory=dict)  # by (group, page index)
     window_ends: list[int] = field(default_factory=list)  # sorted page indices of the first group's windows
-    snapshots: dict[int, Snapshot] = field(default_factory=dict)  # by end
+    snapshots: dict[int, Snapshot] = field(default_factory=dict)  # by end; slack is not among them
     last_used: int = 0
     num_uses: int = 0  # by sequences
     refreshed: float = 0.0  # when a shared store was last told that the run is in use

@@ -458,6 +458,7 @@ class SequenceCache:
         if resume and pages:
             snapshot = pages[0][-1].snapshot
             if snapshot is not None:
+                snapshot = snapshot.main or snapshot
                 self._windows.touch(snapshot, prefixes.full.clock)
                 if snapshot.reason in (Reason.PROMPT_END, Reason.OUTPUT_END):
                     sequence.last_end = snapshot
@@ -649,15 +650,12 @@ class SequenceCache:
         if not self._windows.groups or end == 0 or not self.enable_prefix_cache or sequence.run is None:
             return
         is_end = reason in (Reason.PROMPT_END, Reason.OUTPUT_END)
-        slack = self.policy.slack_pages if is_end else 0
         run = sequence.run.at(end - 1)
-        pages = []
-        for number in range(len(self._windows.groups)):
-            name = self.groups[self._windows.groups[number][0]].name
-            first = max(sequence.first_pages[name], self._windows.first_page(number, end) - slack)
-            if first > self._windows.first_page(number, end):
-                return  # it was left behind already
-            pages.append([self._shared_page(sequence, number, run, i) for i in range(first, end)])
+        names = [self.groups[group].name for group, _ in self._windows.groups]
+        firsts = [self._windows.first_page(number, end) for number in range(len(names))]
+        if any(sequence.first_pages[name] > first for name, first in zip(names, firsts, strict=True)):
+            return  # they were left behind already
+        pages = [[self._shared_page(sequence, n, run, i) for i in range(first, end)] for n, first in enumerate(firsts)]
         snapshot = self._windows.store(run, end, pages, reason)
         self._windows.touch(snapshot, self.prefixes.full.clock)
         if is_end:
@@ -665,6 +663,16 @@ class SequenceCache:
             if self.policy.demote_superseded and last is not None and last is not snapshot and any(last.in_tier):
                 self._windows.supersede(last)
             sequence.last_end = snapshot
+            slack = [
+                [
+                    self._shared_page(sequence, n, run, i)
+                    for i in range(max(sequence.first_pages[name], first - self.policy.slack_pages), first)
+                ]
+                for n, (name, first) in enumerate(zip(names, firsts, strict=True))
+            ]
+            if any(slack):
+                self._windows.store_slack(snapshot, slack)
+                self.prefixes.keep_quota(Reason.SLACK, Tier.DEVICE)
         if self.prefixes.write_policy is not WritePolicy.BACK and len(self.shelves) > 1:
             self.prefixes.write_snapshot(snapshot, Tier.HOST)
             self.prefixes.write_on(snapshot)

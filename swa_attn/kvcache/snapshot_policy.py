@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from .window_pages import Reason
 
+QUOTA = 0.0025  # a window is worth hundreds of tokens of full-attention pages, and these kinds are rarely resumed from
+
 
 @dataclass(frozen=True)
 class SnapshotPolicy:
@@ -18,8 +20,9 @@ class SnapshotPolicy:
         fixed: tokens; positions for prompts that share a short beginning, rounded down to pages.
         every: tokens between further snapshots along a prompt; None for none.
         demote_superseded: the end of a turn becomes `Reason.SUPERSEDED` once its conversation has gone on.
-        quotas: reason -> the share of each tier's bytes that its snapshots may take; beyond it they are the first to be
-            evicted. By default 2 % for superseded ends, 2 % for fixed positions and 5 % for intervals.
+        quotas: reason -> the share of each tier that its snapshots may take, of its byte budget or its windowed pools; beyond
+            it they are the first to be evicted. By default QUOTA for slack,
+            superseded ends and fixed positions each, and 5 % for intervals.
     """
 
     prompt_end: bool = True
@@ -30,7 +33,12 @@ class SnapshotPolicy:
     every: int | None = None
     demote_superseded: bool = True
     quotas: Mapping[Reason, float] = field(
-        default_factory=lambda: {Reason.SUPERSEDED: 0.02, Reason.FIXED: 0.02, Reason.INTERVAL: 0.05}
+        default_factory=lambda: {
+            Reason.SLACK: QUOTA,
+            Reason.SUPERSEDED: QUOTA,
+            Reason.FIXED: QUOTA,
+            Reason.INTERVAL: 0.05,
+        }
     )
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ class Reason(Enum):
     """Why a snapshot was taken; each has its own recency and quota."""
 
     SUPERSEDED = "superseded"  # the end of an earlier turn of a conversation that has gone on: the first to be evicted
+    SLACK = "slack"  # pages before the windows of an end, to resume shortly before it too
     PROMPT_END = "prompt end"
     OUTPUT_END = "output end"
     BRANCH = "branch"
@@ -55,12 +56,14 @@ class WindowPage:
 
 @dataclass(eq=False, slots=True)
 class Snapshot:
-    """What a resume after `end` pages needs (and slack: what resumes shortly before it need), group by group."""
+    """What a resume after `end` pages needs, group by group; with reason SLACK the pages that come before that of `main`."""
 
     end: int
     run: "Run"
     pages: tuple[tuple[WindowPage, ...], ...]  # per snapshot group, oldest first
     reason: Reason
+    main: "Snapshot | None" = None
+    slack: "Snapshot | None" = None
     last_used: int = 0
     in_tier: list[bool] = field(default_factory=lambda: [False] * NUM_TIERS)  # held there, or on the way
 

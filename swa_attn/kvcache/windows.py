@@ -10,6 +10,8 @@ from .spec import GroupSpec
 from .tier import Tier
 from .window_pages import NUM_TIERS, Reason, Snapshot, WindowPage
 
+ALWAYS_KEPT = 4  # snapshots at positions that were asked for, however small the tier
+
 Discard = Callable[[int, int, Sequence[Hashable]], None]  # tier, group, names
 
 
@@ -45,8 +47,8 @@ class Windows:
 
     @property
     def num_snapshots(self) -> int:
-        """Snapshots that at least one tier has."""
-        return len({snapshot for queues in self.queues for queue in queues.values() for snapshot in queue})
+        """Snapshots that at least one tier has, slack not counted."""
+        return len({s for queues in self.queues for queue in queues.values() for s in queue if s.main is None})
 
     def first_page(self, number: int, end: int) -> int:
         """The first page of snapshot group `number` that a resume after `end` pages needs."""
@@ -88,11 +90,6 @@ class Windows:
         page = self._new_page(number, run, index, Tier.DEVICE, device_id)
         page.holders[Tier.DEVICE] = page.users[Tier.DEVICE] = 1
         return page
-
-    def without_slack(self, snapshot: Snapshot) -> list[WindowPage]:
-        """The pages that a resume at the snapshot's end needs."""
-        firsts = [self.first_page(number, snapshot.end) for number in range(len(self.groups))]
-        return [p for first, pages in zip(firsts, snapshot.pages, strict=True) for p in pages if p.index >= first]
 
     def adopt(self, run: Run, end: int, tier: int) -> None:
         """The windows before `end` turned out to be in `tier`; there is room for them."""
@@ -153,6 +150,15 @@ class Windows:
             self.enter(snapshot, Tier.DEVICE)
         return snapshot
 
+    def store_slack(self, main: Snapshot, pages: Sequence[Sequence[WindowPage]]) -> Snapshot:
+        """Keep the pages before those of `main`, which are on the device, as long as there is plenty of room."""
+        if main.slack is None:
+            slack = main.slack = Snapshot(main.end, main.run, tuple(map(tuple, pages)), Reason.SLACK, main=main)
+            for page in slack:
+                page.snapshots.insert(0, slack)  # whoever uses the page uses a window first of all
+            self.enter(slack, Tier.DEVICE)
+        return main.slack
+
     def enter(self, snapshot: Snapshot, tier: int) -> None:
         """The snapshot holds its pages in `tier` from now on; those that are not there yet come later."""
         snapshot.in_tier[tier] = True
@@ -170,6 +176,9 @@ class Windows:
             queue = queues[snapshot.reason]
             if snapshot in queue:
                 queue.move_to_end(snapshot)
+        other = snapshot.slack
+        if other is not None:
+            self.touch(other, clock)
 
     def supersede(self, snapshot: Snapshot) -> None:
         """A sequence went on from the end of a turn to a later end: evict this one first, unless other paths go on here.
@@ -180,13 +189,16 @@ class Windows:
         branches = snapshot.end == snapshot.run.stop and len(snapshot.run.children) > 1
         if snapshot.reason in (Reason.PROMPT_END, Reason.OUTPUT_END) and not branches:
             self._change_reason(snapshot, Reason.SUPERSEDED)
+            if snapshot.slack is not None:
+                self._drop_everywhere(snapshot.slack)
 
     def over_quota(self, reason: Reason, tier: int) -> Snapshot | None:
         """The snapshot to drop because its reason has more than its share of `tier`."""
-        share = self.quotas.get(reason)
+        share, queue = self.quotas.get(reason), self.queues[tier][reason]
         if share is None or self._bytes[tier][reason] <= share * self._capacity(tier):
             return None
-        return next(iter(self.queues[tier][reason]), None)
+        kept = ALWAYS_KEPT if share and reason in (Reason.FIXED, Reason.INTERVAL) else 0
+        return next(iter(queue)) if len(queue) > kept else None
 
     def victim(self, tier: int, number: int | None = None) -> Snapshot | None:
         """The snapshot to evict next from `tier`; with `number`, to free pages of that group.
@@ -208,18 +220,18 @@ class Windows:
         del self.queues[tier][snapshot.reason][snapshot]
         self._bytes[tier][snapshot.reason] -= self._size(snapshot, tier)
         self.num_evicted += 1
+        slack = snapshot.slack
         if not any(snapshot.in_tier):
             self._forget_snapshot(snapshot)
         for page in snapshot:
             self._drop_holder(page, tier)
+        if slack is not None and not any(snapshot.in_tier):
+            self._drop_everywhere(slack)
 
     def forget(self, run: Run, index: int) -> None:
         """The run's pages from `index` on leave the tree: their snapshots go with them."""
         for end in sorted(end for end in run.snapshots if end > index):
-            snapshot = run.snapshots[end]
-            for tier in range(NUM_TIERS):
-                if snapshot.in_tier[tier]:
-                    self.drop(snapshot, tier)
+            self._drop_everywhere(run.snapshots[end])
         for where in [where for where in run.windows if where[1] >= index]:  # those that a transfer still reads
             self._forget_page(run.windows[where])
 
@@ -261,9 +273,17 @@ class Windows:
         if not page.is_somewhere:
             self._forget_page(page)
 
+    def _drop_everywhere(self, snapshot: Snapshot) -> None:
+        for tier in range(NUM_TIERS):
+            if snapshot.in_tier[tier]:
+                self.drop(snapshot, tier)
+
     @staticmethod
     def _forget_snapshot(snapshot: Snapshot) -> None:
-        del snapshot.run.snapshots[snapshot.end]
+        if snapshot.main is None:
+            del snapshot.run.snapshots[snapshot.end]
+        else:
+            snapshot.main.slack = None
         for page in snapshot:
             page.snapshots.remove(snapshot)
 

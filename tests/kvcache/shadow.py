@@ -15,6 +15,7 @@ from swa_attn.kvcache import (
     Tier,
 )
 from swa_attn.kvcache.radix import Run
+from swa_attn.kvcache.window_pages import Snapshot
 
 POISON = None
 
@@ -156,7 +157,7 @@ def check_pool(cache: SequenceCache, runs: list[Run], tier: int, group: int, poo
         owned += [p.ids[tier] for p in pages]
         in_use += sum(p.users[tier] > 0 for p in pages)
         for page in pages:
-            holders = [s for run in runs for s in run.snapshots.values() if s.in_tier[tier] and page in s.pages[number]]
+            holders = [s for s in snapshots_of(runs) if s.in_tier[tier] and page in s.pages[number]]
             sequences = [s for s in cache._live if s.windows.get((number, page.index)) is page] if tier == 0 else []
             assert page.holders[tier] == len(holders) + len(sequences) > 0
             assert page.users[tier] == len(sequences)
@@ -175,8 +176,14 @@ def check_pool(cache: SequenceCache, runs: list[Run], tier: int, group: int, poo
     assert pool.num_pages is None or pool.peak_in_use <= pool.num_pages
 
 
+def snapshots_of(runs: list[Run]) -> list[Snapshot]:
+    """All that are stored, slack too."""
+    ends = [s for run in runs for s in run.snapshots.values()]
+    return ends + [s.slack for s in ends if s.slack is not None]
+
+
 def check_snapshots(cache: SequenceCache, runs: list[Run]) -> None:
-    stored = {s for run in runs for s in run.snapshots.values()}
+    stored = set(snapshots_of(runs))
     for tier in range(len(cache.shelves)):
         queued = {s for queue in cache._windows.queues[tier].values() for s in queue}
         assert queued == {s for s in stored if s.in_tier[tier]}
