@@ -212,8 +212,8 @@ class PrefixCache:
         return self._evict_pages(run, tier, -(-num_bytes // self.full.pool(tier).bytes_per_page))
 
     def _evict_pages(self, run: Run, tier: int, count: int) -> bool:
-        if self._writes_back(tier) and self._write_run(run, tier):
-            return True  # it goes when the copy is done, and counts as in use until then
+        if self._writes_back(tier) and any([self._write_run(node, tier) for node in [*run.up()][::-1]]):
+            return True  # it goes when the copies are done, and counts as in use until then
         names = self.full.evict(run, tier, count)
         self.counters.evicted_pages[tier] += len(names)
         self.mover.discard(Tier(tier), self.full.group, names)

@@ -20,9 +20,9 @@ class SnapshotPolicy:
         fixed: tokens; positions for prompts that share a short beginning, rounded down to pages.
         every: tokens between further snapshots along a prompt; None for none.
         demote_superseded: the end of a turn becomes `Reason.SUPERSEDED` once its conversation has gone on.
-        quotas: reason -> the share of each tier that its snapshots may take, of its byte budget or its windowed pools; beyond
-            it they are the first to be evicted. By default QUOTA for slack,
-            superseded ends and fixed positions each, and 5 % for intervals.
+        quotas: reason -> the share of each tier (of its byte budget, or of its windowed pools) that its snapshots may take;
+            beyond it they are the first to be evicted. By default QUOTA for slack, superseded ends and fixed positions
+            each, and 5 % for intervals.
     """
 
     prompt_end: bool = True

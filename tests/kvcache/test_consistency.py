@@ -91,6 +91,15 @@ class TestHostCompleteDeviceDeficient:
         ]
 
 
+def test_write_back_keeps_the_end_of_a_prefix_whose_beginning_is_still_above():
+    """Ends are evicted first, but a tier below can only hold them after their beginning."""
+    tiers = simulation(write_policy=WritePolicy.BACK, device=(34, 40))
+    tiers.run(text(1, 40) + text(2, 41))
+    tiers.run(text(1, 40) + text(3, 41))  # the tree branches after 10 pages: both ends do not fit beside each other
+    assert sum(hit(tiers, text(1, 40) + text(2, 41)).values()) == 80
+    check_invariants(tiers.cache)
+
+
 class TestHotPrefixLostBelow:
     """What is hit above is never read below, and must not age out there all the same."""
 

@@ -298,7 +298,12 @@ def test_the_fingerprint_changes_with_everything_that_decides_k_and_v():
             changed.append(dataclasses.replace(config, **{name: value}).fingerprint("a"))
     for kind in ("full", "swa"):
         attention = getattr(config, kind)
-        for name, value in (("rope_theta", 1.0), ("rotary_dim", 2), ("sinks", not attention.sinks), ("num_kv_heads", 1)):
+        for name, value in (
+            ("rope_theta", 1.0),
+            ("rotary_dim", 2),
+            ("sinks", not attention.sinks),
+            ("num_kv_heads", 1),
+        ):
             other = dataclasses.replace(attention, **{name: value})
             changed.append(dataclasses.replace(config, **{kind: other}).fingerprint("a"))
     assert config.fingerprint("a") == ModelConfig.preset("mimo-v2.5-pro").fingerprint("a")

@@ -90,8 +90,8 @@ def test_a_prefix_comes_back_from_the_host_and_from_disk(store):
 
 
 def test_only_windows_of_windowed_layers_are_moved(store):
-    prompts = [text(i, 401) for i in range(3)]
-    with make_engine(store, device=120, host=400) as engine:
+    prompts = [text(i, 401) for i in range(3)] + [text(50 + i, 9) for i in range(12)]
+    with make_engine(store, device=120, host=500, host_swa=60) as engine:
         for prompt in prompts:
             engine.generate([prompt], PARAMS)
             settle(engine)
