@@ -1,6 +1,6 @@
 """What each CUDA kernel would ask of a card, counted exactly in the emulator, beside the least the case needs.
 
-    python bench/counters.py [--json bench/results/cuda_counters.json] [--case P1]
+    python bench/counters.py [--json bench/results/cuda_counters.json] [--case P1] [--compute-capability 90]
 
 Needs a checkout, a C++ compiler, ninja and pybind11; no GPU. Attention cases are one KV head of the model's layer, on the
 share of the SMs that the other heads leave: kernels treat heads alike, so ratios are those of the whole layer. No speed
@@ -72,6 +72,7 @@ def row(figures: Figures) -> dict[str, float | int]:
         "workspace_bytes": counters.bytes_read("workspace") + counters.bytes_written("workspace"),
         "bank_conflicts": counters.bank_conflicts(),
         "mma": counters.tallies["mma"],
+        "wgmma": counters.tallies["wgmma"],
         "ex2_per_pair": round(counters.tallies["ex2"] / (figures.pairs * figures.case.num_q_heads), 3),
         "barriers": counters.tallies["barriers"],
     }
@@ -129,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     parser.add_argument("--case", default="", help="only cases whose name contains this")
+    parser.add_argument("--compute-capability", type=int, default=80, help="of the card: 90 for Hopper's kernels")
     arguments = parser.parse_args()
     chosen = {name: case for name, case in CASES.items() if arguments.case.lower() in name.lower()}
     chosen_pages = {name: case for name, case in PAGE_CASES.items() if arguments.case.lower() in name.lower()}
@@ -149,7 +151,8 @@ def main() -> None:
         )
     for name, (op, case, num_sms) in chosen.items():
         start = time.time()
-        r = results[name] = row(measure(op, case, num_sms=num_sms))
+        with emulated_backend.settings(compute_capability=arguments.compute_capability):
+            r = results[name] = row(measure(op, case, num_sms=num_sms))
         print(
             f"{name:42}{r['kv_ratio']:9.3f}{r['kv_sector_ratio']:8.2f}{r['visible_share']:8.3f}{r['query_ratio']:6.2f}"
             f"{r['output_ratio']:6.2f}{r['bank_conflicts']:10}{r['ex2_per_pair']:9.2f}   ({time.time() - start:.0f} s)",

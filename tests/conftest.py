@@ -20,7 +20,8 @@ from swa_attn.testing.card import OnCard
 
 backends.register("emulated", emulated_backend)
 RANDOMLY = "-randomly"  # copies land and warps run in a random order, another one for each test
-BACKENDS = ["reference", "cpu", "triton", "emulated", "emulated" + RANDOMLY]
+HOPPER = "-sm90"  # the card is one of compute capability 9.0: its kernels, and those for sm_80 where they do not fit
+BACKENDS = ["reference", "cpu", "triton", "emulated", "emulated" + RANDOMLY, "emulated" + HOPPER]
 ON_CARD = {}  # on a machine with a GPU: what runs there, on copies of the tests' CPU tensors
 if torch.cuda.is_available():
     BACKENDS.append("cuda")
@@ -46,14 +47,16 @@ def _unavailable(name: str) -> str | None:
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     """Runs the test once per backend, with every op forced to it."""
-    name = request.param.removesuffix(RANDOMLY)
+    name = request.param.removesuffix(RANDOMLY).removesuffix(HOPPER)
     reason = _unavailable(name)
     if reason and "SWA_ATTN_TEST_BACKENDS" in os.environ:
         pytest.fail(f"backend {name}, which was asked for: {reason}")
     if reason:
         pytest.skip(f"backend {name}: {reason}")
     schedule = contextlib.nullcontext()
-    if name != request.param:
+    if request.param.endswith(HOPPER):
+        schedule = emulated_backend.settings(compute_capability=90)
+    elif request.param.endswith(RANDOMLY):
         seed = zlib.crc32(request.node.nodeid.encode())
         schedule = emulated_backend.settings(asynchrony="random", order="random", seed=seed)
     with swa_attn.use_backend(ON_CARD.get(name, name)), schedule:

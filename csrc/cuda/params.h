@@ -87,7 +87,8 @@ struct MergeParams {
 // What decides between kernels and tiles, besides the case.
 struct Device {
   int num_sms;
-  int max_smem_bytes;  // a block may ask for
+  int max_smem_bytes;      // a block may ask for
+  int compute_capability;  // 10 major + minor
 };
 
 }  // namespace swa::cuda

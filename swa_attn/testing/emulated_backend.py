@@ -34,6 +34,7 @@ class Settings:
     options: Options = field(default_factory=Options)
     num_sms: int = 132
     max_smem_bytes: int = 227 << 10
+    compute_capability: int = 80  # 10 major + minor: 90 takes the kernels for Hopper where they fit
 
 
 current = Settings()
@@ -42,7 +43,11 @@ last_run: Run | None = None  # of the latest call that launched
 
 @contextlib.contextmanager
 def settings(
-    *, num_sms: int | None = None, max_smem_bytes: int | None = None, **options: str | int | bool
+    *,
+    num_sms: int | None = None,
+    max_smem_bytes: int | None = None,
+    compute_capability: int | None = None,
+    **options: str | int | bool,
 ) -> Iterator[None]:
     """Changes the card or fields of `Options` for the calls inside the block."""
     global current
@@ -51,6 +56,7 @@ def settings(
         dataclasses.replace(previous.options, **options),
         previous.num_sms if num_sms is None else num_sms,
         previous.max_smem_bytes if max_smem_bytes is None else max_smem_bytes,
+        previous.compute_capability if compute_capability is None else compute_capability,
     )
     try:
         yield
@@ -123,7 +129,8 @@ def _described(name: str, buffer: Buffer | None) -> dict[str, Buffer | int | Non
 
 def _launch(emulator: Emulator, op: str, buffers: dict[str, Buffer | None], **numbers: int | float) -> None:
     global last_run
-    arguments: dict = {**numbers, "num_sms": current.num_sms, "max_smem_bytes": current.max_smem_bytes}
+    card = {name: getattr(current, name) for name in ("num_sms", "max_smem_bytes", "compute_capability")}
+    arguments: dict = {**numbers, **card}
     for name, buffer in buffers.items():
         arguments |= _described(name, buffer)
     last_run = emulator.launch(op, current.options, **arguments)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attention_mutations import ATTENTION_MUTATIONS
+from hopper_mutations import HOPPER_MUTATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = "csrc/cuda"
@@ -28,6 +29,7 @@ ATTENTION = tuple(
         "emulation/test_attention_counters",
     )
 )
+HOPPER = ("tests/emulation/test_sm90_kernels.py", "tests/ops/test_attention.py")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ FP8, ELEMENT, POOL = f"{CUDA}/tile/fp8.cuh", f"{CUDA}/tile/element.cuh", f"{CUDA
 
 MUTATIONS = (
     *(Mutation(name, f"{CUDA}/{file}", old, new, ATTENTION) for name, file, old, new in ATTENTION_MUTATIONS),
+    *(Mutation(name, f"{CUDA}/{file}", old, new, HOPPER) for name, file, old, new in HOPPER_MUTATIONS),
     Mutation("append: negative slots are written", APPEND, "mapped < 0 ||", "mapped < -7 ||"),
     Mutation("append: no upper bound of slots", APPEND, "page >= int64_t(pool.num_device_pages)", "page > (1LL << 40)"),
     Mutation("append: only device pages", APPEND, " + pool.num_host_pages", ""),

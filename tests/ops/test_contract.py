@@ -84,7 +84,8 @@ def test_fullgraph_compile_of_a_layer(backend):
     inputs = build(case)
     key, value = (torch.randn(6, 2, dim).to(case.dtype) for dim in (case.head_dim, case.v_head_dim))
     slots = torch.full((6,), -1)
-    slots[5] = int(inputs.block_table[1, 3]) * 4 + 1
+    page, slot = divmod(13, case.page_size)  # of the last key
+    slots[5] = int(inputs.block_table[1, page]) * case.page_size + slot
 
     def layer(k_cache, v_cache, q, seqlens):
         swa_attn.append_kv(key, value, k_cache, v_cache, slots)

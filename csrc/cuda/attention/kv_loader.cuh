@@ -75,6 +75,19 @@ class KvLoader {
     return ptx::half_low<Traits::kHalf>(bits);
   }
 
+  // Elements of a word, those that are infinite or NaN replaced by 0.
+  static SWA_DEVICE uint32_t finite(uint32_t word) {
+    constexpr int kBits = Traits::kFloat8 ? 8 : 16;
+    constexpr uint32_t kElement = (1u << kBits) - 1;
+    constexpr uint32_t kSpecial =  // bits that are all set in a special value
+        Traits::kFloat8                     ? 0x7fu
+        : Traits::kHalf == ptx::Half::kBf16 ? 0x7f80u
+                                            : 0x7c00u;
+    for (int shift = 0; shift < 32; shift += kBits)
+      if ((word >> shift & kSpecial) == kSpecial) word &= ~(kElement << shift);
+    return word;
+  }
+
   SWA_DEVICE int first_key() const { return first_key_; }
   SWA_DEVICE int end_key() const { return end_key_; }
 
@@ -94,19 +107,6 @@ class KvLoader {
     }
   };
   static constexpr int kUnits = KeyRows::kUnits + ValueRows::kUnits;
-
-  // Elements of a word, those that are infinite or NaN replaced by 0.
-  static SWA_DEVICE uint32_t finite(uint32_t word) {
-    constexpr int kBits = Traits::kFloat8 ? 8 : 16;
-    constexpr uint32_t kElement = (1u << kBits) - 1;
-    constexpr uint32_t kSpecial =  // bits that are all set in a special value
-        Traits::kFloat8                     ? 0x7fu
-        : Traits::kHalf == ptx::Half::kBf16 ? 0x7f80u
-                                            : 0x7c00u;
-    for (int shift = 0; shift < 32; shift += kBits)
-      if ((word >> shift & kSpecial) == kSpecial) word &= ~(kElement << shift);
-    return word;
-  }
 
   SWA_DEVICE bool valid(int key) const { return key >= first_key_ && key < end_key_; }
 

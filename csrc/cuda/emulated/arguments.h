@@ -29,7 +29,8 @@ inline CacheViews cache_views(const emu::Args& args, const std::string& name) {
 }
 
 inline Device device(const emu::Args& args) {
-  return {args.integer("num_sms"), args.integer("max_smem_bytes")};
+  return {args.integer("num_sms"), args.integer("max_smem_bytes"),
+          args.integer("compute_capability")};
 }
 
 inline void check(int error) {

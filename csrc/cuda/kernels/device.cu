@@ -6,11 +6,17 @@
 namespace swa::cuda {
 
 int query_device(int index, Device* device) {
-  const int error =
-      int(cudaDeviceGetAttribute(&device->num_sms, cudaDevAttrMultiProcessorCount, index));
-  if (error) return error;
-  return int(cudaDeviceGetAttribute(&device->max_smem_bytes,
-                                    cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
+  int error = 0;
+  const auto ask = [&](cudaDeviceAttr attribute) {
+    int value = 0;
+    if (!error) error = int(cudaDeviceGetAttribute(&value, attribute, index));
+    return value;
+  };
+  device->num_sms = ask(cudaDevAttrMultiProcessorCount);
+  device->max_smem_bytes = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  device->compute_capability = 10 * ask(cudaDevAttrComputeCapabilityMajor);
+  device->compute_capability += ask(cudaDevAttrComputeCapabilityMinor);
+  return error;
 }
 
 const char* error_text(int error) {

@@ -1,0 +1,29 @@
+// 64 consecutive keys of one KV head as TMA brings them and wgmma reads them, at a multiple of 64
+// in the sequence: panels of 64 elements, a row of a panel is the 128 bytes in which the 128-byte
+// swizzle exchanges 16-byte chunks. K's panels come first, then V's.
+#pragma once
+#include "cuda/ptx/platform.cuh"
+
+namespace swa::cuda {
+
+constexpr int kPanelElements = 64, kPanelRowBytes = 128;
+
+// Byte offset of a 16-byte chunk of a row, from the start of panels with `rows` rows each; they
+// start at multiples of 1024 bytes.
+SWA_DEVICE uint32_t panel_offset(int rows, int row, int chunk) {
+  return uint32_t(chunk / 8 * rows * kPanelRowBytes + row * kPanelRowBytes +
+                  ((chunk ^ row) & 7) * 16);
+}
+
+template <int kHeadDim, int kValueDim>
+struct KvTile {
+  static constexpr int kKeys = 64, kPanelBytes = kKeys * kPanelRowBytes;
+  static constexpr int kKeyPanels = kHeadDim / kPanelElements;
+  static constexpr int kValuePanels = kValueDim / kPanelElements;
+  static constexpr int kPanels = kKeyPanels + kValuePanels;
+  static constexpr int kValueOffset = kKeyPanels * kPanelBytes, kBytes = kPanels * kPanelBytes;
+  static_assert(kHeadDim % kPanelElements == 0 && kValueDim % kPanelElements == 0,
+                "dims are cut into panels");
+};
+
+}  // namespace swa::cuda

@@ -1,0 +1,146 @@
+"""The kernels for Hopper beyond the op suite: every schedule, every way to cut the work, bit for bit the same."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_attention_kernels import ALL_POLICIES, GPT_OSS, MIMO, POLICIES, SMALL, assert_equal, attend
+
+from swa_attn.testing import assert_close_to_oracle, build, emulated_backend
+from swa_attn.testing.emulated_backend import settings
+
+pytestmark = pytest.mark.skipif(emulated_backend.unavailable() is not None, reason="the emulator cannot be built here")
+
+LLAMA = replace(GPT_OSS, head_dim=128, v_head_dim=128, num_q_heads=4, sinks=False)
+# Several steps of a ring whose slots are used more than once; prompts from the start, from inside the window and beyond.
+PREFILLS = [
+    replace(GPT_OSS, seqs=((90, 90), (40, 650), (33, 300))),
+    replace(MIMO, seqs=((50, 190), (300, 340))),
+    replace(MIMO, seqs=((35, 180),), host=0.5, page_size=64, dtype=torch.float16),
+    replace(LLAMA, seqs=((150, 400), (0, 5), (3, 1)), num_kv_heads=2, num_q_heads=10, softcap=20.0, window=40),
+]
+prefills = pytest.mark.parametrize("case", PREFILLS, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def hopper():
+    with settings(compute_capability=90):
+        yield
+
+
+def used_wgmma():
+    return emulated_backend.last_run.counters.tallies.get("wgmma", 0) > 0
+
+
+@prefills
+def test_results_do_not_depend_on_the_schedule(case):
+    inputs = build(case)
+    expected = attend("prefill", inputs)
+    assert used_wgmma()
+    assert_close_to_oracle(inputs, *expected)
+    for asynchrony, order, seed in POLICIES[1:]:
+        with settings(asynchrony=asynchrony, order=order, seed=seed):
+            assert_equal(attend("prefill", inputs), expected)
+
+
+@pytest.mark.slow
+@prefills
+@pytest.mark.parametrize("asynchrony, order, seed", ALL_POLICIES)
+def test_every_schedule(case, asynchrony, order, seed):
+    inputs = build(case)
+    with settings(asynchrony=asynchrony, order=order, seed=seed):
+        assert_close_to_oracle(inputs, *attend("prefill", inputs))
+
+
+@prefills
+def test_results_do_not_depend_on_the_card(case):
+    """Not on the number of SMs, which cuts segments, nor on shared memory, which gives the ring its slots."""
+    inputs = build(case)
+    expected = attend("prefill", inputs)
+    for num_sms in (1, 3, 500):
+        for smem in (227 << 10, 211 << 10):
+            with settings(num_sms=num_sms, max_smem_bytes=smem):
+                assert_equal(attend("prefill", inputs), expected)
+                assert used_wgmma()
+
+
+@prefills
+def test_host_pages_give_the_bits_of_device_pages(case):
+    expected = attend("prefill", build(replace(case, host=0.0)))
+    for host in (0.3, 0.7, 1.0):
+        assert_equal(attend("prefill", build(replace(case, host=host), page_order_seed=5)), expected)
+        assert used_wgmma()
+
+
+@pytest.mark.parametrize("layout", ["hnd", "packed", "padded"])
+@pytest.mark.parametrize("page_size", [8, 32, 128])
+def test_pages_of_all_layouts(layout, page_size):
+    inputs = build(replace(MIMO, seqs=((40, 300), (9, 9)), layout=layout, page_size=page_size))
+    assert_close_to_oracle(inputs, *attend("prefill", inputs))
+    assert used_wgmma()
+
+
+@pytest.mark.parametrize("window", [1, 2, 63, 64, 65, 127, 128, 129])
+@pytest.mark.parametrize("group_size", [1, 5, 8, 12, 64])
+def test_windows_and_groups_around_a_tile_and_the_ring(window, group_size):
+    tokens = min(150, 300 // group_size)
+    case = replace(
+        GPT_OSS, num_q_heads=group_size, window=window, seqs=((tokens, 250 + tokens), (1, window), (2, window + 1))
+    )
+    inputs = build(case)
+    with settings(num_sms=1):
+        assert_close_to_oracle(inputs, *attend("prefill", inputs))
+    assert used_wgmma()
+
+
+@pytest.mark.parametrize("position", [0, 63, 64, 81, 119])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_special_value_reaches_only_the_rows_that_see_it(position, value):
+    case = replace(MIMO, window=30, seqs=((120, 120),))
+    inputs = build(case)
+    with settings(num_sms=1):
+        before = attend("prefill", inputs)
+        page = int(inputs.block_table[0, position // case.page_size])
+        inputs.v_cache[page, position % case.page_size, 0, 5] = value
+        out, lse = attend("prefill", inputs)
+    reached = torch.zeros(out.shape, dtype=torch.bool)
+    reached[position : position + 30, :, 5] = True
+    assert torch.equal(out[~reached], before[0][~reached]) and torch.equal(lse, before[1])
+    assert not torch.isfinite(out[reached]).any()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"window": 130},
+        {"window": None},
+        {"page_size": 4},
+        {"page_size": 24},
+        {"num_q_heads": 65},
+        {"cache_dtype": torch.float8_e4m3fn},
+    ],
+    ids=str,
+)
+def test_what_it_does_not_take_goes_to_the_kernels_for_sm_80(changes):
+    inputs = build(replace(GPT_OSS, seqs=((3, 150),), **changes))
+    assert_close_to_oracle(inputs, *attend("prefill", inputs))
+    assert not used_wgmma()
+
+
+@pytest.mark.parametrize("card", [{"compute_capability": 80}, {"compute_capability": 100}, {"max_smem_bytes": SMALL}])
+def test_other_cards_take_the_kernels_for_sm_80(card):
+    inputs = build(replace(MIMO, seqs=((20, 200),)))
+    with settings(**card):
+        assert_close_to_oracle(inputs, *attend("prefill", inputs))
+    assert not used_wgmma()
+
+
+def test_segments_ask_for_keys_and_values_once():
+    """A walk of 512 tokens: 127 keys more than the tokens' own, in whole tiles; queries once."""
+    inputs = build(replace(MIMO, seqs=((512, 1152),), page_size=64))
+    with settings(num_sms=1):
+        attend("prefill", inputs)
+    counters = emulated_backend.last_run.counters
+    assert counters.bytes_read("device_pages") == (512 + 128) * (192 + 128) * 2
+    assert counters.bytes_read("queries") == inputs.q.numel() * 2
+    assert counters.bank_conflicts() == 0
