@@ -6,6 +6,10 @@ import sys
 COMMANDS = {
     "info": ("swa_attn.info", "versions, build, devices, and which backend will run which op and why"),
     "demo": ("swa_attn.runner.demo", "a coding session on a small hybrid model, with and without a prefix cache"),
+    "replay": (
+        "swa_attn.replay.command",
+        "what the tiered cache would do with a recorded workload, and what that saves",
+    ),
 }
 
 

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "attention": {"torch", "numpy", ".ops"},
     "kvcache": {"torch", "numpy", "xxhash", "redis", ".ops"},  # the last two third-party ones are optional extras
     "runner": {"torch", "numpy", "safetensors", ".attention", ".kvcache", ".ops"},
+    "replay": {"torch", ".kvcache", ".runner"},
     "testing": {"torch", "numpy", ".reference", ".ops"},
     "info": {"torch", "numpy", "triton", ".backends", ".native", ".version"},
     "version": set(),

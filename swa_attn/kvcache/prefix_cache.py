@@ -212,7 +212,7 @@ class PrefixCache:
         return self._evict_pages(run, tier, -(-num_bytes // self.full.pool(tier).bytes_per_page))
 
     def _evict_pages(self, run: Run, tier: int, count: int) -> bool:
-        if self._writes_back(tier) and any([self._write_run(node, tier) for node in [*run.up()][::-1]]):
+        if self._writes_back(tier) and self._write_path(run, tier):
             return True  # it goes when the copies are done, and counts as in use until then
         names = self.full.evict(run, tier, count)
         self.counters.evicted_pages[tier] += len(names)
@@ -501,6 +501,13 @@ class PrefixCache:
             return False
         self._write_run(node, source)
         return node.reach(target) == len(node.keys)
+
+    def _write_path(self, run: Run, source: int) -> bool:
+        """`_write_run` for all of a path, beginning first: an end has no place below without its beginning."""
+        started = False
+        for node in [*run.up()][::-1]:
+            started = self._write_run(node, source) or started
+        return started
 
     def _write_run(self, node: Run, source: int) -> bool:
         """Start copying the pages of a run that the tier below `source` lacks; False when there are none or no room."""

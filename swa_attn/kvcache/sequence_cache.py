@@ -216,7 +216,8 @@ class SequenceCache:
             raise ValueError("KVCache.rebuilt: the sequence's plan has no rebuild, or it is done")
         sequence.needs_rebuild = False
         end = sequence.num_computed // self.page_size
-        self._store_snapshot(sequence, end, Reason.BRANCH)
+        if self.policy.branches:
+            self._store_snapshot(sequence, end, Reason.BRANCH)
         self._release_left_behind_but(sequence, 0)  # what comes before the window is scratch: no slack
 
     # -- running --------------------------------------------------------------------------------------------------------

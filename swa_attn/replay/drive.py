@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -76,7 +77,7 @@ class Replayed:
     input_tokens: int
     hit_tokens: int  # not computed at full depth
     rebuild_tokens: float  # token-equivalents of window rebuilds
-    too_large: int  # requests that the device could not hold even alone; all of their tokens count as computed
+    too_large: int  # requests that the device could not hold even alone; what it does not hold is computed all the same
     first: CacheStats
     last: CacheStats
     seconds: float
@@ -112,12 +113,13 @@ def replay(cache: SequenceCache, workload: Workload, tick: Callable[[int], None]
             input_tokens = hit_tokens = too_large = 0
             rebuilt = 0.0
         input_tokens += prompt.num_tokens
-        if cache.fits(prompt.num_tokens) is None:
-            hit, equivalents = serve(cache, workload.key(prompt))
-            hit_tokens += hit
-            rebuilt += equivalents
-        else:
+        if cache.fits(prompt.num_tokens) is not None:
             too_large += 1
+        else:
+            served = serve(cache, workload.key(prompt))
+            hit_tokens += served.hit_tokens
+            rebuilt += served.rebuild_tokens
+            too_large += not served.fitted
         tick(number + 1)
     return Replayed(
         len(workload.prompts) - workload.num_warm_up,
@@ -132,16 +134,27 @@ def replay(cache: SequenceCache, workload: Workload, tick: Callable[[int], None]
     )
 
 
-def serve(cache: SequenceCache, key: PrefixKey) -> tuple[int, float]:
-    """One prompt from its lookup to the end of its prefill: hit tokens, and token-equivalents of a rebuild."""
+class Served(NamedTuple):
+    """What one prompt found in the cache, and whether all of it could be held."""
+
+    hit_tokens: int
+    rebuild_tokens: float
+    fitted: bool
+
+
+def serve(cache: SequenceCache, key: PrefixKey) -> Served:
+    """One prompt from its lookup to the end of its prefill."""
     sequence = cache.begin(key)
-    hit, equivalents = sequence.hit_tokens, rebuild_tokens(sequence.plan.chosen)
     if sequence.needs_rebuild:
         cache.rebuilt(sequence)
-    while sequence.num_computed < key.num_tokens:
-        count = min(CHUNK, key.num_tokens - sequence.num_computed)
-        if not cache.extend(sequence, count):
-            raise RuntimeError(f"replay: no room for {count} tokens of a prompt of {key.num_tokens} tokens that fits")
-        cache.commit(sequence, range(count))
+    hit, equivalents = sequence.hit_tokens, rebuild_tokens(sequence.plan.chosen)
+    count = CHUNK
+    while count and sequence.num_computed < key.num_tokens:
+        count = min(count, key.num_tokens - sequence.num_computed)
+        if cache.extend(sequence, count):
+            cache.commit(sequence, range(count))
+        else:
+            count //= 2  # a step's windows need room as well
+    fitted = sequence.num_computed == key.num_tokens
     cache.end(sequence)
-    return hit, equivalents
+    return Served(hit, equivalents, fitted)

@@ -106,7 +106,9 @@ def read_lines(path: Path) -> Iterator[Line]:
                 if text.strip():
                     yield Line(_parsed(text, f"{path}:{number}"), f"{path}:{number}")
     except (OSError, EOFError) as error:
-        raise TraceError(f"{path}: {error.strerror if isinstance(error, OSError) and error.strerror else error}") from None
+        raise TraceError(
+            f"{path}: {error.strerror if isinstance(error, OSError) and error.strerror else error}"
+        ) from None
 
 
 def _parsed(text: bytes, where: str) -> Any:

@@ -29,9 +29,7 @@ def timeline(conversation: Conversation, max_pause: float = MAX_PAUSE) -> tuple[
     return events, max(answered, nested_end)
 
 
-def arrivals(
-    conversations: Sequence[Conversation], num_users: int, max_pause: float = MAX_PAUSE
-) -> Iterator[Prompt]:
+def arrivals(conversations: Sequence[Conversation], num_users: int, max_pause: float = MAX_PAUSE) -> Iterator[Prompt]:
     """The requests of `num_users` users in the order in which they are made.
 
     All users start at once; each takes the next conversation of the list when it has done with one.

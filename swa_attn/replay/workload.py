@@ -79,9 +79,7 @@ class Workload:
         return tuple(blocks if per_page == 1 else islice(blocks, per_page - 1, None, per_page))
 
 
-def workload_of(
-    trace: Trace, *, num_users: int, page_size: int | None = None, limit: int | None = None
-) -> Workload:
+def workload_of(trace: Trace, *, num_users: int, page_size: int | None = None, limit: int | None = None) -> Workload:
     """The first `limit` requests of a trace: as they arrived, or those of `num_users` users.
 
     `page_size` None: 64 where that divides the trace's block, and else the block.
