@@ -124,7 +124,7 @@ class PrefixCache:
         count = self.mover.known(group, keys[match_pages:])
         count = self.shelves[tier].most(group, count)
         if count and self.make_room(tier, group, count):
-            parent = self._end_at(path[-1], match_pages) if match_pages else self.tree.root
+            parent = self.end_at(path[-1], match_pages) if match_pages else self.tree.root
             names = keys[match_pages : match_pages + count]
             if names[0] not in parent.children:
                 run = self.tree.add(parent, names)
@@ -151,16 +151,12 @@ class PrefixCache:
                     self.windows.adopt(run, end, Tier.DISK)
                 return
 
-    def _end_at(self, run: Run, num_pages: int) -> Run:
-        """The run whose end is after `num_pages` pages, on the way to `run`; made by a split if need be."""
+    def end_at(self, run: Run, num_pages: int) -> Run:
+        """The run whose end is after `num_pages` pages, on the way to `run`, made by a split if need be; the root for 0."""
+        if num_pages == 0:
+            return self.tree.root
         node = run.at(num_pages - 1)
         return node if node.stop == num_pages else self.full.split(node, num_pages)
-
-    def end_at(self, run: Run, num_pages: int) -> Run:
-        """See `_end_at`; the root for 0 pages."""
-        return self._end_at(run, num_pages) if num_pages else self.tree.root
-
-    # -- room -----------------------------------------------------------------------------------------------------------
 
     def make_room(self, tier: int, group: int, count: int) -> bool:
         """Evict from `tier` until `count` pages of `group` can be allocated; False when that cannot be."""
@@ -250,8 +246,6 @@ class PrefixCache:
         if not run.keys:
             for order in self.full.order:
                 order.pop(run, None)
-
-    # -- up -------------------------------------------------------------------------------------------------------------
 
     def promote(self, run: Run, num_pages: int) -> bool:
         """Copy from the host whatever of the path's first `num_pages` full pages is not on the device."""
@@ -396,8 +390,6 @@ class PrefixCache:
         self.counters.lost_pages += 1
         if page.snapshot is not None and page.snapshot.in_tier[Tier.DISK]:
             self.windows.drop(page.snapshot, Tier.DISK)
-
-    # -- down -----------------------------------------------------------------------------------------------------------
 
     def write_down(self, run: Run) -> None:
         """Copy what the tiers below lack of a prefix: what was just finished, and what they lost or never had."""
