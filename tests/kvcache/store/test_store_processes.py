@@ -116,7 +116,7 @@ def test_an_interrupt_ends_a_working_process_at_once_and_cleanly(tmp_path, other
     assert other.ask("put 0 5") == 5 and other.ask("churn") == "churning"
     time.sleep(0.3)
     other.process.send_signal(signal.SIGINT)
-    _, err = other.process.communicate(timeout=10)
+    _, err = other.process.communicate(timeout=35)
     assert "KeyboardInterrupt" in err and other.process.returncode != 0
     with open_store(tmp_path) as store:
         engine = store._engine
