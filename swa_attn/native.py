@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch import library as torch_library
 
 LIBRARY = Path(__file__).with_name("_C.so")
 RECORD = Path(__file__).with_name("_build_info.json")
@@ -35,7 +36,7 @@ _SCHEMAS = (
 
 _CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)  # in the order of csrc/cuda/params.h
 
-_library = torch.library.Library("swa_attn", "FRAGMENT")
+_library = torch_library.Library("swa_attn", "FRAGMENT")
 for _schema in _SCHEMAS:
     _library.define(_schema)
 

@@ -11,6 +11,7 @@ key: every other entry, and everything invisible inside a page, may be garbage.
 
 import torch
 from torch import Tensor
+from torch import library as torch_library
 
 from . import _checks, backends
 
@@ -33,7 +34,7 @@ SCHEMAS = (
     "Tensor(b!)? dst_scale=None) -> ()",
 )
 
-_library = torch.library.Library("swa_attn", "DEF")  # the ops live as long as this object
+_library = torch_library.Library("swa_attn", "DEF")  # the ops live as long as this object
 for _schema in SCHEMAS:
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -107,7 +108,7 @@ _IMPLEMENTATIONS = {
 for _name, (_implementation, _fake) in _IMPLEMENTATIONS.items():
     _library.impl(_name, _implementation, "CPU")
     _library.impl(_name, _implementation, "CUDA")
-    torch.library.register_fake(f"swa_attn::{_name}", _fake, lib=_library)
+    torch_library.register_fake(f"swa_attn::{_name}", _fake, lib=_library)
 
 
 def append_kv(

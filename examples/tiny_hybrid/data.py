@@ -19,7 +19,7 @@ EXCLUDED = ("site-packages", "__pycache__", "pydoc_data", "encodings", "lib2to3"
 
 @dataclass(frozen=True)
 class Corpus:
-    library: list[Path]  # training files of the library proper
+    modules: list[Path]  # training files of the library proper
     tests: list[Path]  # training files of the library's own test suite
     held_out: list[Path]  # library files never trained on
     root: Path
@@ -33,7 +33,7 @@ def find_corpus() -> Corpus:
     """Every `*.py` of the standard library; a file is held out if the hash of its path says so (about one in twenty)."""
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(f for f in root.rglob("*.py") if not any(p.startswith(EXCLUDED) for p in f.relative_to(root).parts))
-    library, tests, held_out = [], [], []
+    modules, tests, held_out = [], [], []
     for file in files:
         relative = file.relative_to(root)
         if "test" in relative.parts or "tests" in relative.parts:
@@ -41,8 +41,8 @@ def find_corpus() -> Corpus:
         elif hashlib.sha256(relative.as_posix().encode()).digest()[0] % 20 == 0:
             held_out.append(file)
         else:
-            library.append(file)
-    return Corpus(library, tests, held_out, root)
+            modules.append(file)
+    return Corpus(modules, tests, held_out, root)
 
 
 class Sampler:
@@ -50,12 +50,12 @@ class Sampler:
 
     def __init__(self, corpus: Corpus, generator: torch.Generator, library_share: float = 0.8):
         self.corpus, self.generator, self.library_share = corpus, generator, library_share
-        self.queues: dict[str, list[Path]] = {"library": [], "tests": []}
+        self.queues: dict[str, list[Path]] = {"modules": [], "tests": []}
         self.pending: list[torch.Tensor] = []
         self.num_pending = 0
 
     def _next_document(self) -> torch.Tensor:
-        name = "library" if torch.rand((), generator=self.generator) < self.library_share else "tests"
+        name = "modules" if torch.rand((), generator=self.generator) < self.library_share else "tests"
         queue = self.queues[name]
         if not queue:
             files = getattr(self.corpus, name)

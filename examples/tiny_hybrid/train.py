@@ -101,7 +101,7 @@ def main() -> None:
     record(
         event="start",
         parameters=sum(p.numel() for p in model.parameters()),
-        library_files=len(corpus.library),
+        library_files=len(corpus.modules),
         test_files=len(corpus.tests),
         held_out_files=len(corpus.held_out),
         held_out_bytes=len(held_out),

@@ -3,6 +3,7 @@
 import threading
 import time
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 
@@ -35,6 +36,12 @@ class StoreMover(Mover):
         self._device, self._host, self._store = tuple(device), tuple(host), store
         self._timeout = timeout
         self._observe = observe or (lambda *_: None)
+        self._ended: deque[tuple[Transfer, int]] = deque()
+        self._pending = 0
+
+    @property
+    def num_pending(self) -> int:
+        return self._pending
 
     @abstractmethod
     def _end(self, transfer: Transfer, count: int) -> None:

@@ -64,12 +64,6 @@ class StreamMover(StoreMover):
         self._layers: dict[int, Any] = {}  # layer -> event of the last copy into it
         self._copying: list[tuple[Transfer, Any, float]] = []
         self._to_write: deque[tuple[Transfer, Any]] = deque()  # to the store, after an event
-        self._ended: deque[tuple[Transfer, int]] = deque()
-        self._pending = 0
-
-    @property
-    def num_pending(self) -> int:
-        return self._pending
 
     def submit(self, transfer: Transfer) -> None:
         self._pending += 1

@@ -32,17 +32,11 @@ class ThreadMover(StoreMover):
         self._queue: deque[Transfer] = deque()
         self._arriving: dict[int, int] = {}  # layer -> transfers into the device that have not reached it
         self._leaving = 0  # transfers into the host under way
-        self._ended: deque[tuple[Transfer, int]] = deque()
-        self._pending = 0
         self._failure: BaseException | None = None
         self._closing = False
         self.waited_seconds = 0.0  # that a model waited for layers
         self._thread = threading.Thread(target=self._run, name="swa_attn copies", daemon=True)
         self._thread.start()
-
-    @property
-    def num_pending(self) -> int:
-        return self._pending
 
     def submit(self, transfer: Transfer) -> None:
         self._pending += 1

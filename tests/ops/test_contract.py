@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fitting import fit
+from torch import library as torch_library
 
 import swa_attn
 from swa_attn import _checks, ops
@@ -60,22 +61,22 @@ def test_every_op_is_defined():
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_opcheck_attention(backend, name, case):
     args, options = attention_arguments(fit(case, backend), name)
-    torch.library.opcheck(overload(name), args, options)
+    torch_library.opcheck(overload(name), args, options)
 
 
 @pytest.mark.parametrize("name", ["append_kv", "merge_states", "copy_pages"])
 def test_opcheck_pages(backend, name):
     args, options = page_arguments(name)
-    torch.library.opcheck(overload(name), args, options)
+    torch_library.opcheck(overload(name), args, options)
 
 
 def test_opcheck_fp8(backend):
     for name in ("prefill", "decode.out"):
         args, options = attention_arguments(fit(replace(CASES[1], cache_dtype=FP8), backend), name)
-        torch.library.opcheck(overload(name), args, options, test_utils=FP8_CHECKS)
+        torch_library.opcheck(overload(name), args, options, test_utils=FP8_CHECKS)
     (src, _, *pages), _ = page_arguments("copy_pages")
     down, scale = torch.zeros(2, 4, 4, 2, 16, dtype=FP8), torch.zeros(2, 4, 2)
-    torch.library.opcheck(OPS.copy_pages.default, (src, down, *pages), {"dst_scale": scale}, test_utils=FP8_CHECKS)
+    torch_library.opcheck(OPS.copy_pages.default, (src, down, *pages), {"dst_scale": scale}, test_utils=FP8_CHECKS)
 
 
 def test_fullgraph_compile_of_a_layer(backend):
