@@ -56,11 +56,10 @@ struct PairProduct {
 };
 #endif
 
-// A: words [rows, steps] with `a_stride` words per row; B: words [steps, kColumns] with `b_stride`;
-// C: floats.
-template <class Product, int kRows>
-inline void multiply_block(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride,
-                           float* c, int64_t c_stride, int64_t steps, bool accumulate) {
+// Operands: a(i, k) is a word of A [rows, steps], b(k, n) points to words n .. of row k of
+// B [steps, columns]. C: floats.
+template <class Product, int kRows, class A, class B>
+inline void multiply_block(A a, B b, float* c, int64_t c_stride, int64_t steps, bool accumulate) {
   Float sums[kRows][kWide];
   for (int i = 0; i < kRows; ++i) {
     for (int j = 0; j < kWide; ++j) {
@@ -69,10 +68,12 @@ inline void multiply_block(const uint32_t* a, int64_t a_stride, const uint32_t* 
   }
   for (int64_t k = 0; k < steps; ++k) {
     Word column[kWide];
-    for (int j = 0; j < kWide; ++j) column[j] = load<Word>(b + k * b_stride + j * kLanes);
+    const uint32_t* const row = b(k, 0);
+    for (int j = 0; j < kWide; ++j) column[j] = load<Word>(row + j * kLanes);
     for (int i = 0; i < kRows; ++i) {
+      const uint32_t x = a(i, k);
       for (int j = 0; j < kWide; ++j) {
-        sums[i][j] = Product::multiply_add(a[i * a_stride + k], column[j], sums[i][j]);
+        sums[i][j] = Product::multiply_add(x, column[j], sums[i][j]);
       }
     }
   }
@@ -82,13 +83,13 @@ inline void multiply_block(const uint32_t* a, int64_t a_stride, const uint32_t* 
 }
 
 // C[rows, columns] with rows <= kMaxRows and columns a multiple of kColumns.
-template <class Product>
-inline void multiply(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride,
-                     float* c, int64_t c_stride, int64_t rows, int64_t columns, int64_t steps,
-                     bool accumulate) {
+template <class Product, class A, class B>
+inline void multiply(A a, B b, float* c, int64_t c_stride, int64_t rows, int64_t columns,
+                     int64_t steps, bool accumulate) {
   for (int64_t n = 0; n < columns; n += kColumns) {
     const auto run = [&](auto block, int64_t at) {
-      multiply_block<Product, block.value>(a + at * a_stride, a_stride, b + n, b_stride,
+      multiply_block<Product, block.value>([=](int64_t i, int64_t k) { return a(at + i, k); },
+                                           [=](int64_t k, int64_t j) { return b(k, n + j); },
                                            c + at * c_stride + n, c_stride, steps, accumulate);
     };
     int64_t at = 0;
@@ -100,5 +101,19 @@ inline void multiply(const uint32_t* a, int64_t a_stride, const uint32_t* b, int
     if (rows - at >= 1) run(std::integral_constant<int, 1>{}, at);
   }
 }
+
+// Operand A with rows `stride` words apart and every `step`-th word of them.
+struct Left {
+  const uint32_t* words;
+  int64_t stride, step = 1;
+  uint32_t operator()(int64_t i, int64_t k) const { return words[i * stride + k * step]; }
+};
+
+// Operand B with rows `stride` words apart.
+struct Right {
+  const uint32_t* words;
+  int64_t stride;
+  const uint32_t* operator()(int64_t k, int64_t n) const { return words + k * stride + n; }
+};
 
 }  // namespace swa::cpu::SWA_ISA

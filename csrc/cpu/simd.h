@@ -39,16 +39,19 @@ inline void store(void* p, V v) {
 
 inline Float broadcast(float x) { return Float{} + x; }
 
-// e^x for x <= 0, about one ulp; 0 below the smallest normal number. No NaN comes in.
-inline Float exp_negative(Float x) {
-  const Float lowest = broadcast(-87.0f);
-  const Int vanishes = x < lowest;
+// e^x for x <= 0, about one ulp; 0 below the smallest normal number. No NaN comes in. V is a vector
+// of float of any width.
+template <class V>
+inline V exp_negative(V x) {
+  using Integers = decltype(x < x);
+  const V lowest = V{} - 87.0f;
+  const Integers vanishes = x < lowest;
   x = vanishes ? lowest : x;
   // x = n ln 2 + r with |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to the nearest integer.
-  const Float magic = broadcast(12582912.0f);
-  const Float n = (x * 1.44269504f + magic) - magic;
-  const Float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Float p = broadcast(1.0f / 5040);
+  const V magic = V{} + 12582912.0f;
+  const V n = (x * 1.44269504f + magic) - magic;
+  const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  V p = V{} + 1.0f / 5040;
   p = p * r + 1.0f / 720;
   p = p * r + 1.0f / 120;
   p = p * r + 1.0f / 24;
@@ -56,27 +59,28 @@ inline Float exp_negative(Float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  const Int exponent = (__builtin_convertvector(n, Int) + 127) << 23;
-  Float power;
+  const Integers exponent = (__builtin_convertvector(n, Integers) + 127) << 23;
+  V power;
   std::memcpy(&power, &exponent, sizeof power);
-  return vanishes ? Float{} : p * power;
+  return vanishes ? V{} : p * power;
 }
 
 // tanh without overflow: by exp away from 0, by its series near 0, where 1 - e^-2x would cancel.
-inline Float tanh(Float x) {
-  const Float size = x < 0.0f ? -x : x;
-  const Float e = exp_negative(-2.0f * size);
-  const Float far = (1.0f - e) / (1.0f + e);
-  const Float s = size * size;
-  Float p = broadcast(-929569.0f / 638512875);
+template <class V>
+inline V tanh(V x) {
+  const V size = x < 0.0f ? -x : x;
+  const V e = exp_negative(-2.0f * size);
+  const V far = (1.0f - e) / (1.0f + e);
+  const V s = size * size;
+  V p = V{} - 929569.0f / 638512875;
   p = p * s + 21844.0f / 6081075;
   p = p * s - 1382.0f / 155925;
   p = p * s + 62.0f / 2835;
   p = p * s - 17.0f / 315;
   p = p * s + 2.0f / 15;
   p = p * s - 1.0f / 3;
-  const Float near = size + size * s * p;
-  const Float result = size < 0.4f ? near : far;
+  const V near = size + size * s * p;
+  const V result = size < 0.4f ? near : far;
   return x < 0.0f ? -result : result;
 }
 

@@ -14,6 +14,7 @@
 
 #include "cpu/convert.h"
 #include "cpu/dispatch.h"
+#include "cpu/few_rows.h"
 #include "cpu/gemm.h"
 #include "cpu/simd.h"
 
@@ -64,53 +65,38 @@ class TileAttention {
       : p_(p), tile_(tile), bad_(bad) {
     first_position_ = p.seqlens_k[tile.sequence] - p.query_len(tile.sequence) + tile.first_token;
     num_rows_ = tile.num_tokens * p.group_size;
+    row_stride_ = std::max<int64_t>(num_rows_, kFewRows);
     k_steps_ = round_up(p.k.dim, kDepth * kLanes) / kDepth;
     v_columns_ = round_up(p.v.dim, kColumns);
     static thread_local Scratch scratch;
-    const int64_t words = tile.num_heads * num_rows_ * (k_steps_ + v_columns_ + 2) +
+    const int64_t words = tile.num_heads * row_stride_ * (k_steps_ + v_columns_ + 2) +
                           kTileKeys * (k_steps_ * 2) + kTileKeys * v_columns_ * 3 +
-                          kMaxRows * kTileKeys * 2;
-    scratch.reserve(words * 4 + 2 * tile.num_heads * int64_t(sizeof(KeyRows)) + 16 * 64);
-    rows_ = scratch.take<KeyRows>(tile.num_heads);
-    next_rows_ = scratch.take<KeyRows>(tile.num_heads);
-    all_queries_ = scratch.take<uint32_t>(tile.num_heads * num_rows_ * k_steps_);
-    all_sums_ = scratch.take<float>(tile.num_heads * num_rows_ * v_columns_);
-    all_largest_ = scratch.take<float>(tile.num_heads * num_rows_);
-    all_total_ = scratch.take<float>(tile.num_heads * num_rows_);
+                          kTileKeys * (kFewRows + 2 * kMaxRows);
+    scratch.reserve(words * 4 + 2 * int64_t(sizeof(KeyRows)) + 16 * 64);
+    rows_ = scratch.take<KeyRows>(1);
+    next_rows_ = scratch.take<KeyRows>(1);
+    all_queries_ = scratch.take<uint32_t>(tile.num_heads * row_stride_ * k_steps_);
+    all_sums_ = scratch.take<float>(tile.num_heads * row_stride_ * v_columns_);
+    all_largest_ = scratch.take<float>(tile.num_heads * row_stride_);
+    all_total_ = scratch.take<float>(tile.num_heads * row_stride_);
     key_rows_ = scratch.take<uint32_t>(kTileKeys * k_steps_);
     keys_ = scratch.take<uint32_t>(k_steps_ * kTileKeys);
     values_ = scratch.take<uint32_t>(kTileKeys / kDepth * v_columns_);
     masked_values_ = scratch.take<uint32_t>(kTileKeys / kDepth * v_columns_);
-    scores_ = scratch.take<float>(kMaxRows * kTileKeys);
+    scores_ = scratch.take<float>(kFewRows * kTileKeys);
+    odd_scores_ = scratch.take<float>(kMaxRows * kTileKeys);
     weights_ = scratch.take<uint32_t>(kMaxRows * kTileKeys);
+    in_place_ = !kPairs && num_rows_ <= kFewRows && p.dtype == DType::kFloat32 &&
+                p.k.dtype == DType::kFloat32 && p.v.dtype == DType::kFloat32 &&
+                p.k.dim == k_steps_ && p.v.dim == v_columns_;
   }
 
   void run() {
-    const int64_t begin = first_visible(first_position_);
-    const int64_t end = std::max<int64_t>(begin, first_position_ + tile_.num_tokens);
-    int64_t key = begin / kTileKeys * kTileKeys;
-    for (int64_t h = 0; h < tile_.num_heads; ++h) {
-      enter(h);
-      load_queries();
-      std::fill_n(sums_, num_rows_ * v_columns_, 0.0f);
-      std::fill_n(largest_, num_rows_, kMinusInfinity);
-      std::fill_n(total_, num_rows_, 0.0f);
-      if (key < end && !locate(begin, std::min(end, key + kTileKeys), rows_[h])) return;
-    }
-    for (; key < end; key += kTileKeys) {
-      const int64_t next_key = key + kTileKeys, next_end = std::min(end, next_key + kTileKeys);
-      // Heads inside tiles: the heads of a key are neighbours in memory, so a page of it is used up
-      // before the next. The hardware still does not see the rows of the next tile coming.
-      for (int64_t h = 0; h < tile_.num_heads; ++h) {
-        enter(h);
-        if (next_key < end && !locate(next_key, next_end, next_rows_[h])) return;
-        load_keys(rows_[h]);
-        load_values(rows_[h]);
-        for (int64_t row = 0; row < num_rows_; row += kMaxRows) {
-          attend(key, row, std::min<int64_t>(kMaxRows, num_rows_ - row));
-        }
-      }
-      std::swap(rows_, next_rows_);
+    if (!walk()) return;
+    if (in_place_ && !sums_finite()) {
+      // 0 x NaN is NaN: once more, looking at the values before multiplying them.
+      in_place_ = false;
+      walk();
     }
     for (int64_t h = 0; h < tile_.num_heads; ++h) {
       enter(h);
@@ -119,13 +105,62 @@ class TileAttention {
   }
 
  private:
+  // False: a page does not exist.
+  bool walk() {
+    const int64_t begin = first_visible(first_position_);
+    const int64_t end = std::max<int64_t>(begin, first_position_ + tile_.num_tokens);
+    for (int64_t h = 0; h < tile_.num_heads; ++h) {
+      enter(h);
+      reset();
+    }
+    if (in_place_) set_visible_keys();
+    // Heads inside tiles: the heads of a key are neighbours in memory, so a page of it is used up
+    // before the next. The hardware does not see the rows of the next step coming.
+    const auto locate_step = [&](int64_t key, int64_t h, KeyRows& rows) {
+      return key >= end || locate(std::max(begin, key), std::min(end, key + kTileKeys), h, rows);
+    };
+    int64_t key = begin / kTileKeys * kTileKeys;
+    if (!locate_step(key, 0, *rows_)) return false;
+    if (key < end) prefetch(*rows_);
+    for (; key < end; key += kTileKeys) {
+      for (int64_t h = 0; h < tile_.num_heads; ++h) {
+        const bool last_head = h + 1 == tile_.num_heads;
+        const int64_t next_key = last_head ? key + kTileKeys : key;
+        if (!locate_step(next_key, last_head ? 0 : h + 1, *next_rows_)) return false;
+        if (next_key >= end) *next_rows_ = *rows_;
+        enter(h);
+        step(key, std::max(begin, key), std::min(end, key + kTileKeys));
+        std::swap(rows_, next_rows_);
+      }
+    }
+    return true;
+  }
+
+  // The current head's queries against keys first .. last - 1 of the tile that starts at
+  // tile_start.
+  void step(int64_t tile_start, int64_t first, int64_t last) {
+    if (in_place_) return attend_in_place(tile_start, first, last);
+    prefetch(*next_rows_);
+    load_keys(*rows_);
+    load_values(*rows_);
+    for (int64_t row = 0; row < num_rows_; row += kMaxRows)
+      attend(tile_start, row, std::min<int64_t>(kMaxRows, num_rows_ - row));
+  }
+
   // Make the h-th KV head of the tile the current one.
   void enter(int64_t h) {
     kv_head_ = tile_.kv_head + h;
-    queries_ = all_queries_ + h * num_rows_ * k_steps_;
-    sums_ = all_sums_ + h * num_rows_ * v_columns_;
-    largest_ = all_largest_ + h * num_rows_;
-    total_ = all_total_ + h * num_rows_;
+    queries_ = all_queries_ + h * row_stride_ * k_steps_;
+    sums_ = all_sums_ + h * row_stride_ * v_columns_;
+    largest_ = all_largest_ + h * row_stride_;
+    total_ = all_total_ + h * row_stride_;
+  }
+
+  void reset() {
+    load_queries();
+    std::fill_n(sums_, num_rows_ * v_columns_, 0.0f);
+    std::fill_n(largest_, row_stride_, kMinusInfinity);
+    std::fill_n(total_, row_stride_, 0.0f);
   }
 
   int64_t position(int64_t row) const { return first_position_ + row / p_.group_size; }
@@ -136,12 +171,18 @@ class TileAttention {
 
   void load_queries() {
     const int64_t seq = tile_.sequence;
+    if (in_place_) std::fill_n(queries_, kFewRows * k_steps_, 0u);
     for (int64_t row = 0; row < num_rows_; ++row) {
       const int64_t token = tile_.first_token + row / p_.group_size;
       const int64_t head = kv_head_ * p_.group_size + row % p_.group_size;
       const char* q = p_.q + p_.offset(seq, token, p_.q_seq_stride, p_.q_token_stride) +
                       head * p_.q_head_stride;
-      load_words(p_.dtype, q, p_.k.dim, 1.0f, queries_ + row * k_steps_);
+      if (in_place_) {
+        interleave_query(reinterpret_cast<const float*>(q), k_steps_, int(row),
+                         reinterpret_cast<float*>(queries_));
+      } else {
+        load_words(p_.dtype, q, p_.k.dim, 1.0f, queries_ + row * k_steps_);
+      }
     }
   }
 
@@ -165,11 +206,11 @@ class TileAttention {
     float k_scale[kTileKeys], v_scale[kTileKeys];
   };
 
-  // Look up the keys first .. last - 1, which lie in one tile, and start fetching them. False: a
-  // page does not exist.
-  bool locate(int64_t first, int64_t last, KeyRows& rows) {
+  // Look up the keys first .. last - 1, which lie in one tile, of the h-th KV head. False: a page
+  // does not exist.
+  bool locate(int64_t first, int64_t last, int64_t h, KeyRows& rows) {
     const int32_t* table = p_.block_table + tile_.sequence * p_.block_table_stride;
-    const int64_t tile_start = first / kTileKeys * kTileKeys;
+    const int64_t tile_start = first / kTileKeys * kTileKeys, kv_head = tile_.kv_head + h;
     std::fill_n(rows.k, kTileKeys, nullptr);
     for (int64_t key = first; key < last;) {
       const int64_t logical = key / p_.page_size;
@@ -178,18 +219,16 @@ class TileAttention {
         bad_.record(tile_.sequence, logical, page);
         return false;
       }
-      const int64_t index = page * p_.num_kv_heads + kv_head_;
+      const int64_t index = page * p_.num_kv_heads + kv_head;
       const float k_scale = p_.k.scale ? p_.k.scale[index] : 1.0f;
       const float v_scale = p_.v.scale ? p_.v.scale[index] : 1.0f;
       const int64_t k_stride = p_.k.slot_stride(page), v_stride = p_.v.slot_stride(page);
       const int64_t slot = key - logical * p_.page_size;
-      const char* k = p_.k.page(page, kv_head_) + slot * k_stride;
-      const char* v = p_.v.page(page, kv_head_) + slot * v_stride;
+      const char* k = p_.k.page(page, kv_head) + slot * k_stride;
+      const char* v = p_.v.page(page, kv_head) + slot * v_stride;
       const int64_t stop = std::min(last, (logical + 1) * p_.page_size);
       for (; key < stop; ++key, k += k_stride, v += v_stride) {
         const int64_t i = key - tile_start;
-        prefetch(k, p_.k.dim * size_of(p_.k.dtype));
-        prefetch(v, p_.v.dim * size_of(p_.v.dtype));
         rows.k[i] = k;
         rows.v[i] = v;
         rows.k_scale[i] = k_scale;
@@ -199,6 +238,13 @@ class TileAttention {
     return true;
   }
 
+  void prefetch(const KeyRows& rows) const {
+    for (int64_t i = 0; i < kTileKeys; ++i) {
+      if (!rows.k[i]) continue;
+      prefetch(rows.k[i], p_.k.dim * size_of(p_.k.dtype));
+      prefetch(rows.v[i], p_.v.dim * size_of(p_.v.dtype));
+    }
+  }
   static void prefetch(const char* row, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
   }
@@ -298,21 +344,118 @@ class TileAttention {
   void attend(int64_t tile_start, int64_t row, int64_t count) {
     const int64_t newest = position(row + count - 1);
     if (newest < tile_start || first_visible(position(row)) >= tile_start + kTileKeys) return;
-    multiply<Product>(queries_ + row * k_steps_, k_steps_, keys_, kTileKeys, scores_, kTileKeys,
-                      count, kTileKeys, k_steps_, false);
+    score(row, count);
     for (int64_t i = 0; i < count; ++i) soften(tile_start, row + i, scores_ + i * kTileKeys, i);
+    constexpr int64_t kSteps = kTileKeys / kDepth;
     if (values_finite_) {
-      multiply<Product>(weights_, kTileKeys / kDepth, values_, v_columns_, sums_ + row * v_columns_,
-                        v_columns_, count, v_columns_, kTileKeys / kDepth, true);
+      multiply<Product>(Left{weights_, kSteps}, Right{values_, v_columns_},
+                        sums_ + row * v_columns_, v_columns_, count, v_columns_, kSteps, true);
       return;
     }
     // 0 x NaN is NaN: a row must not meet a value that only other rows of the block see.
     for (int64_t i = 0; i < count; ++i) {
       mask_values(tile_start, row + i);
-      multiply<Product>(weights_ + i * (kTileKeys / kDepth), kTileKeys / kDepth, masked_values_,
-                        v_columns_, sums_ + (row + i) * v_columns_, v_columns_, 1, v_columns_,
-                        kTileKeys / kDepth, true);
+      multiply<Product>(Left{weights_ + i * kSteps, kSteps}, Right{masked_values_, v_columns_},
+                        sums_ + (row + i) * v_columns_, v_columns_, 1, v_columns_, kSteps, true);
     }
+  }
+
+  // scores_ [count, kTileKeys] of rows row .. against the tile in scratch.
+  void score(int64_t row, int64_t count) {
+    const uint32_t* queries = queries_ + row * k_steps_;
+    if constexpr (kPairs) {
+      multiply<Product>(Left{queries, k_steps_}, Right{keys_, kTileKeys}, scores_, kTileKeys, count,
+                        kTileKeys, k_steps_, false);
+    } else {  // a chain over the even elements and one over the odd, as score_keys() has them
+      const auto half = [&](int64_t odd, float* scores) {
+        multiply<Product>(Left{queries + odd, k_steps_, 2},
+                          Right{keys_ + odd * kTileKeys, 2 * kTileKeys}, scores, kTileKeys, count,
+                          kTileKeys, k_steps_ / 2, false);
+      };
+      half(0, scores_);
+      half(1, odd_scores_);
+      for (int64_t i = 0; i < count * kTileKeys; i += kLanes)
+        store(scores_ + i, load<Float>(scores_ + i) + load<Float>(odd_scores_ + i));
+    }
+  }
+
+  // All rows against the keys first .. last - 1 of the tile that starts at tile_start, where they
+  // lie; those of the next step are fetched on the way.
+  void attend_in_place(int64_t tile_start, int64_t first, int64_t last) {
+    const int64_t at = first - tile_start, count = last - first;
+    const char *next_k[kTileKeys], *next_v[kTileKeys];
+    for (int64_t i = 0; i < kTileKeys; ++i) {
+      const bool some = next_rows_->k[i];
+      next_k[i] = some ? next_rows_->k[i] : rows_->k[at];
+      next_v[i] = some ? next_rows_->v[i] : rows_->v[at];
+    }
+    const auto floats = [](const char** rows) { return reinterpret_cast<const float**>(rows); };
+    std::fill_n(scores_, at * kFewRows, 0.0f);
+    std::fill_n(scores_ + (at + count) * kFewRows, (kTileKeys - at - count) * kFewRows, 0.0f);
+    score_keys(floats(rows_->k + at), floats(next_k + at), count,
+               reinterpret_cast<const float*>(queries_), p_.k.dim, scores_ + at * kFewRows);
+    soften_in_place(tile_start);
+    const auto* weights = reinterpret_cast<const uint32_t*>(scores_) + at * kFewRows;
+    const auto value = [&](int64_t k, int64_t n) {
+      __builtin_prefetch(next_v[at + k] + n * 4);
+      if (kColumns > 16) __builtin_prefetch(next_v[at + k] + n * 4 + 64);
+      return reinterpret_cast<const uint32_t*>(rows_->v[at + k]) + n;
+    };
+    multiply<Product>([=](int64_t i, int64_t k) { return weights[k * kFewRows + i]; }, value, sums_,
+                      v_columns_, num_rows_, v_columns_, count, true);
+  }
+
+  // soften() for all rows at once: scores_ [kTileKeys, kFewRows] become weights.
+  void soften_in_place(int64_t tile_start) {
+    FewFloat highest = FewFloat{} + kMinusInfinity;
+    for (int j = 0; j < kTileKeys; j += 2) {
+      FewFloat s = load<FewFloat>(scores_ + j * kFewRows) * p_.softmax_scale;
+      if (p_.softcap > 0) s = tanh(s / p_.softcap) * p_.softcap;
+      s = visible_to_rows(tile_start + j) ? s : FewFloat{} + kMinusInfinity;
+      highest = s > highest ? s : highest;
+      store(scores_ + j * kFewRows, s);
+    }
+    const FewFloat other = swap_halves(highest), before = load_rows(largest_);
+    highest = highest > other ? highest : other;
+    const FewFloat now = highest > before ? highest : before;
+    const FewFloat keep = before == now ? FewFloat{} + 1.0f : exp_negative(before - now);
+    for (int j = 0; j < kTileKeys; j += 2) {
+      const FewFloat s = load<FewFloat>(scores_ + j * kFewRows);
+      store(scores_ + j * kFewRows,
+            visible_to_rows(tile_start + j) ? exp_negative(s - now) : FewFloat{});
+    }
+    store_rows(largest_, now);
+    store_rows(total_, load_rows(total_) * keep + sum_keys<kTileKeys>(scores_));
+    for (int64_t row = 0; row < num_rows_; ++row) {
+      if (keep[row] == 1.0f) continue;
+      float* sums = sums_ + row * v_columns_;
+      for (int64_t d = 0; d < v_columns_; d += kLanes)
+        store(sums + d, load<Float>(sums + d) * keep[row]);
+    }
+  }
+
+  // Which rows see key (the lower lanes) and key + 1 (the upper).
+  FewInt visible_to_rows(int64_t key) const {
+    const FewInt at = FewInt{} + int(key);
+    return (at >= first_key_) & (at < last_key_);
+  }
+
+  void set_visible_keys() {
+    for (int lane = 0; lane < kFewLanes; ++lane) {
+      const int64_t at = position(std::min<int64_t>(lane % kFewRows, num_rows_ - 1));
+      first_key_[lane] = int(first_visible(at)) - lane / kFewRows;
+      last_key_[lane] = int(at) + 1 - lane / kFewRows;
+    }
+  }
+
+  bool sums_finite() const {
+    Word special{};
+    for (int64_t h = 0; h < tile_.num_heads; ++h) {
+      const float* sums = all_sums_ + h * row_stride_ * v_columns_;
+      for (int64_t i = 0; i < num_rows_ * v_columns_; i += kLanes)
+        special |= special_bits(load<Word>(sums + i));
+    }
+    return none_special(special);
   }
 
   // masked_values_ = values_ with zeros for the keys that `row` does not see.
@@ -398,11 +541,14 @@ class TileAttention {
   const AttentionTile& tile_;
   BadIndex& bad_;
   int64_t first_position_, num_rows_, k_steps_, v_columns_;
-  KeyRows *rows_, *next_rows_;  // of the tile's KV heads, for one tile of keys and the one after it
-  uint32_t* all_queries_;       // the four of all heads, one head after the other
+  int64_t row_stride_;           // rows of scratch that a head has
+  bool in_place_;                // few rows against float32 that needs no conversion
+  FewInt first_key_, last_key_;  // that the rows see, for visible_to_rows()
+  KeyRows *rows_, *next_rows_;   // of this step and the next
+  uint32_t* all_queries_;        // the four of all heads, one head after the other
   float *all_sums_, *all_largest_, *all_total_;
   int64_t kv_head_ = 0;      // the current one, and its:
-  uint32_t* queries_;        // [num_rows_, k_steps_]
+  uint32_t* queries_;        // [num_rows_, k_steps_]; in place [k_steps_ / 2, kFewRows, 2]
   float* sums_;              // [num_rows_, v_columns_]
   float* largest_;           // [num_rows_]
   float* total_;             // [num_rows_]
@@ -411,7 +557,8 @@ class TileAttention {
   uint32_t* values_;         // [kTileKeys / kDepth, v_columns_]
   uint32_t* masked_values_;  // the same, for one row
   bool values_finite_ = true;
-  float* scores_;      // [kMaxRows, kTileKeys]
+  float* scores_;      // [kMaxRows, kTileKeys]; in place [kTileKeys, kFewRows]
+  float* odd_scores_;  // [kMaxRows, kTileKeys]
   uint32_t* weights_;  // [kMaxRows, kTileKeys / kDepth]
 };
 
