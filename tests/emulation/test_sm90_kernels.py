@@ -112,8 +112,6 @@ def test_a_special_value_reaches_only_the_rows_that_see_it(position, value):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"window": 130},
-        {"window": None},
         {"page_size": 4},
         {"page_size": 24},
         {"num_q_heads": 65},

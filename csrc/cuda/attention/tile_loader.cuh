@@ -2,9 +2,9 @@
 // what is on device pages; then some warps finish the tile.
 //
 // Finishing: rows from host pages are copied, with the threads' own loads; V's rows outside the
-// range and V's infinities and NaN become 0, since 0 x NaN would reach the rows that do not see
-// them (special_values.cuh adds them to those that do). A tile is looked at once for all the
-// queries that use it.
+// range become 0, since 0 x NaN would reach the rows that do not see them. So do V's infinities and
+// NaN where the caller asks for it (special_values.cuh adds them to the rows that see them). A tile
+// is looked at once for all the queries that use it.
 #pragma once
 #include "cuda/attention/chunk.cuh"
 #include "cuda/attention/kv_loader.cuh"
@@ -16,10 +16,12 @@
 
 namespace swa::cuda {
 
-template <class Traits>
+enum class Values { kAsTheyAre, kFinite };  // what finishing makes of V inside the range
+
+template <class Traits, int kTileKeys = 64>
 class TileLoader {
  public:
-  using Tile = KvTile<Traits::kHeadDim, Traits::kValueDim>;
+  using Tile = KvTile<Traits::kHeadDim, Traits::kValueDim, kTileKeys>;
 
   // Keys outside first_key .. end_key - 1 are not looked up in the block table.
   SWA_DEVICE TileLoader(const AttentionParams& params, int keys_per_box, int seq, int kv_head,
@@ -31,51 +33,54 @@ class TileLoader {
         first_key_(first_key),
         end_key_(end_key) {}
 
-  // By one thread: arrives on `landed`, on which the bytes complete.
+  // By one thread: arrives on `landed`, on which the bytes of all panels complete.
   SWA_DEVICE void issue(int index, uint32_t tile, uint32_t landed, const ptx::TensorMap& k_map,
                         const ptx::TensorMap& v_map) const {
-    const int first = index * Tile::kKeys;
-    uint32_t bytes = 0;
-    for (int key = first; key < first + Tile::kKeys; key += keys_per_box_)
-      if (!on_host(page_of_box(key)))
-        bytes += uint32_t(Tile::kPanels * keys_per_box_ * kPanelRowBytes);
-    ptx::mbarrier_arrive_expect_tx(landed, bytes);
-    for (int key = first; key < first + Tile::kKeys; key += keys_per_box_) {
-      const int page = page_of_box(key), slot = key % p_.page_size;
-      if (on_host(page)) continue;
-      const uint32_t dst = tile + uint32_t((key - first) * kPanelRowBytes);
-      SWA_UNROLL
-      for (int i = 0; i < Tile::kKeyPanels; ++i)
-        ptx::tma_load_4d(dst + uint32_t(i * Tile::kPanelBytes), &k_map, landed, i * kPanelElements,
-                         kv_head_, slot, page);
-      SWA_UNROLL
-      for (int i = 0; i < Tile::kValuePanels; ++i)
-        ptx::tma_load_4d(dst + uint32_t(Tile::kValueOffset + i * Tile::kPanelBytes), &v_map, landed,
-                         i * kPanelElements, kv_head_, slot, page);
-    }
+    ptx::mbarrier_arrive_expect_tx(landed, bytes_to_land(index, Tile::kPanels));
+    for_device_boxes(index, [&](int page, int slot, uint32_t offset) {
+      load_box<Tile::kKeyPanels>(tile + offset, landed, k_map, page, slot);
+      load_box<Tile::kValuePanels>(tile + uint32_t(Tile::kValueOffset) + offset, landed, v_map,
+                                   page, slot);
+    });
+  }
+
+  // The same for K or V alone, whose panels start at `panels`.
+  template <int kPanels>
+  SWA_DEVICE void issue_panels(int index, uint32_t panels, uint32_t landed,
+                               const ptx::TensorMap& map) const {
+    ptx::mbarrier_arrive_expect_tx(landed, bytes_to_land(index, kPanels));
+    for_device_boxes(index, [&](int page, int slot, uint32_t offset) {
+      load_box<kPanels>(panels + offset, landed, map, page, slot);
+    });
   }
 
   // After `landed`, by warp `warp` of num_warps: its share. Returns whether V had an infinity or
   // NaN there. The warp's lanes have fenced their writes when this returns.
   SWA_DEVICE bool finish(int index, uint32_t tile, int warp, int num_warps) const {
-    if (p_.k.num_host_pages > 0) copy_host_rows(index, tile, warp, num_warps);
-    const int first = index * Tile::kKeys;
-    constexpr int kChunks = Traits::kValueDim / 8;
-    bool special = false, cleared = false;
-    for (int c = warp * 32 + ptx::lane_id(); c < Tile::kKeys * kChunks; c += num_warps * 32) {
-      const int row = c / kChunks, chunk = c % kChunks;
-      const uint32_t address =
-          tile + uint32_t(Tile::kValueOffset) + panel_offset(Tile::kKeys, row, chunk);
-      const ptx::U32x4 x = ptx::lds<ptx::U32x4>(address);
-      const bool is_valid = valid(first + row);
-      const ptx::U32x4 clean = is_valid ? finite(x) : ptx::U32x4{0, 0, 0, 0};
-      const bool differs = x.x != clean.x || x.y != clean.y || x.z != clean.z || x.w != clean.w;
-      if (differs) ptx::sts(address, clean);
-      special = special || (differs && is_valid);
-      cleared = cleared || differs;
+    const uint32_t values = tile + uint32_t(Tile::kValueOffset);
+    if (has_host_pages()) {
+      copy_host_rows<Traits::kHeadDim>(p_.k, index, tile, warp, num_warps);
+      copy_host_rows<Traits::kValueDim>(p_.v, index, values, warp, num_warps);
+      wait_for_host_rows(num_warps);
     }
-    if (cleared) ptx::fence_proxy_async();
-    return ptx::any(special);
+    return clean_values(index, values, warp, num_warps, Values::kFinite);
+  }
+
+  // The same for K or V alone. Without host pages there is nothing to finish about K.
+  SWA_DEVICE bool has_host_pages() const { return p_.k.num_host_pages > 0; }
+  SWA_DEVICE void finish_keys(int index, uint32_t keys, int warp, int num_warps) const {
+    copy_host_rows<Traits::kHeadDim>(p_.k, index, keys, warp, num_warps);
+    wait_for_host_rows(num_warps);
+  }
+  SWA_DEVICE void finish_values(int index, uint32_t values, int warp, int num_warps,
+                                Values wanted) const {
+    if (has_host_pages()) {
+      copy_host_rows<Traits::kValueDim>(p_.v, index, values, warp, num_warps);
+      wait_for_host_rows(num_warps);
+    }
+    const int first = index * Tile::kKeys;
+    const bool inside = first >= first_key_ && first + Tile::kKeys <= end_key_;
+    if (!inside || wanted == Values::kFinite) clean_values(index, values, warp, num_warps, wanted);
   }
 
  private:
@@ -92,29 +97,80 @@ class TileLoader {
     return page < p_.k.num_device_pages ? page : page + 1;
   }
 
+  // f(page, slot, offset of the box in a panel)
+  template <class F>
+  SWA_DEVICE void for_device_boxes(int index, F f) const {
+    const int first = index * Tile::kKeys;
+    for (int key = first; key < first + Tile::kKeys; key += keys_per_box_) {
+      const int page = page_of_box(key);
+      if (!on_host(page)) f(page, key % p_.page_size, uint32_t((key - first) * kPanelRowBytes));
+    }
+  }
+
+  SWA_DEVICE uint32_t bytes_to_land(int index, int panels) const {
+    uint32_t bytes = 0;
+    for_device_boxes(index, [&](int, int, uint32_t) {
+      bytes += uint32_t(panels * keys_per_box_ * kPanelRowBytes);
+    });
+    return bytes;
+  }
+
+  template <int kPanels>
+  SWA_DEVICE void load_box(uint32_t dst, uint32_t landed, const ptx::TensorMap& map, int page,
+                           int slot) const {
+    SWA_UNROLL
+    for (int i = 0; i < kPanels; ++i)
+      ptx::tma_load_4d(dst + uint32_t(i * Tile::kPanelBytes), &map, landed, i * kPanelElements,
+                       kv_head_, slot, page);
+  }
+
   SWA_DEVICE static ptx::U32x4 finite(const ptx::U32x4& x) {
     using Loader = KvLoader<Traits>;
     return {Loader::finite(x.x), Loader::finite(x.y), Loader::finite(x.z), Loader::finite(x.w)};
   }
 
-  SWA_DEVICE void copy_host_rows(int index, uint32_t tile, int warp, int num_warps) const {
+  // Returns whether a value inside the range was changed.
+  SWA_DEVICE bool clean_values(int index, uint32_t values, int warp, int num_warps,
+                               Values wanted) const {
     const int first = index * Tile::kKeys;
-    constexpr int kChunks = (Traits::kHeadDim + Traits::kValueDim) / 8;
-    const bool aligned = aligned_16(p_.k) && aligned_16(p_.v);
+    constexpr int kChunks = Traits::kValueDim / 8;
+    bool special = false, cleared = false;
+    for (int c = warp * 32 + ptx::lane_id(); c < Tile::kKeys * kChunks; c += num_warps * 32) {
+      const int row = c / kChunks, chunk = c % kChunks;
+      const uint32_t address = values + panel_offset(Tile::kKeys, row, chunk);
+      const ptx::U32x4 x = ptx::lds<ptx::U32x4>(address);
+      const bool is_valid = valid(first + row);
+      ptx::U32x4 clean = x;
+      if (wanted == Values::kFinite) clean = finite(x);
+      if (!is_valid) clean = ptx::U32x4{0, 0, 0, 0};
+      const bool differs = x.x != clean.x || x.y != clean.y || x.z != clean.z || x.w != clean.w;
+      if (differs) ptx::sts(address, clean);
+      special = special || (differs && is_valid);
+      cleared = cleared || differs;
+    }
+    if (cleared) ptx::fence_proxy_async();
+    return ptx::any(special);
+  }
+
+  template <int kDim>
+  SWA_DEVICE void copy_host_rows(const PagePool& pool, int index, uint32_t panels, int warp,
+                                 int num_warps) const {
+    const int first = index * Tile::kKeys;
+    const bool aligned = aligned_16(pool);
     for (int row = warp; row < Tile::kKeys; row += num_warps) {
       const int key = first + row;
       const int page = page_of_box(key / keys_per_box_ * keys_per_box_);
       if (!on_host(page)) continue;
       const bool is_valid = valid(key);
+      const char* src = slot_address(pool, page - 1, key % p_.page_size, kv_head_);
       SWA_NO_UNROLL
-      for (int chunk = ptx::lane_id(); chunk < kChunks; chunk += 32) {
-        const bool is_value = chunk >= Traits::kHeadDim / 8;
-        const PagePool& pool = is_value ? p_.v : p_.k;
-        const int in_row = is_value ? chunk - Traits::kHeadDim / 8 : chunk;
-        const char* src = slot_address(pool, page - 1, key % p_.page_size, kv_head_) + in_row * 16;
-        copy_chunk(tile + panel_offset(Tile::kKeys, row, chunk), src, is_valid, aligned);
-      }
+      for (int chunk = ptx::lane_id(); chunk < kDim / 8; chunk += 32)
+        copy_chunk(panels + panel_offset(Tile::kKeys, row, chunk), src + chunk * 16, is_valid,
+                   aligned);
     }
+  }
+
+  SWA_DEVICE static void wait_for_host_rows(int num_warps) {
     ptx::cp_async_commit();
     ptx::cp_async_wait<0>();
     ptx::fence_proxy_async();

@@ -5,6 +5,7 @@
 #include "cuda/kernels/sm80_decode.cuh"
 #include "cuda/kernels/sm80_prefill.cuh"
 #include "cuda/kernels/sm80_swa_prefill.cuh"
+#include "cuda/kernels/sm90_prefill.cuh"
 #include "cuda/kernels/sm90_swa_prefill.cuh"
 
 namespace swa::cuda {
@@ -15,6 +16,11 @@ int prefill_traits(const AttentionParams& p, const Device& device, Stream stream
     const auto ring = sm90_swa_prefill::schedule_for<Traits>(p, device);
     if (ring.num_slots > 0)
       return int(sm90_swa_prefill::launch<Traits>(p, ring, static_cast<ptx::Stream>(stream)));
+  }
+  if constexpr (sm90_prefill::kCompiled<Traits>) {
+    const auto tiles = sm90_prefill::schedule_for<Traits>(p, device);
+    if (tiles.tokens > 0)
+      return int(sm90_prefill::launch<Traits>(p, tiles, static_cast<ptx::Stream>(stream)));
   }
   if constexpr (Traits::kHeadDim <
                 256) {  // windows that fit are too small to be in use beyond that

@@ -185,12 +185,21 @@ template <class Traits, int kTiles, class QueriesRead>
 SWA_DEVICE void attend(const RingView<Traits>& ring, uint32_t queries, int first_tile,
                        const WarpRows& rows, const ScoreScale& scale, QueriesRead queries_read,
                        SoftmaxState& state, Output<Traits>& out) {
-  const auto tile_at = [&](int i) { return ring.address(first_tile + i); };
-  TileScores<kTiles> s;
-  multiply_keys<Traits, kTiles>(s, queries, tile_at);
+  constexpr int kKeys = kTiles * kTileKeys;
+  const auto keys_at = [&](int i) { return ring.address(first_tile + i); };
+  const auto values_at = [&](int i) {
+    using Tile = KvTile<Traits::kHeadDim, Traits::kValueDim>;
+    return ring.address(first_tile + i) + uint32_t(Tile::kValueOffset);
+  };
+  KeyScores<kKeys> s;
+  start_scores<Traits, kTileKeys>(s, queries, keys_at);
+  ptx::wgmma_wait<0>(s);
   queries_read();
   one_pass_softmax<kTiles>(s, first_tile * kTileKeys, rows, scale, state);
-  multiply_values<Traits, kTiles>(out, s, tile_at);
+  KeyProbabilities<kKeys> probabilities;
+  pack_probabilities<Traits, kKeys>(probabilities, s);
+  start_values<Traits, kTileKeys>(out, probabilities, values_at, false);
+  ptx::wgmma_wait<0>(flat<Traits>(out));
 }
 
 // The consumer's part of a step: what the segment has of the tokens from `position` on.

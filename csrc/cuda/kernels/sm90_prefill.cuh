@@ -1,0 +1,362 @@
+// Prefill for full attention and large windows on Hopper: TMA, wgmma, warp-specialised. K and V
+// stream through two rings of shared memory.
+//
+// Work: a CTA has a KV head and some consecutive tokens of a sequence with all heads of the group,
+// 64 rows for each of two consumer warpgroups. The walk starts at the tile of keys that holds the
+// first visible one and ends with the last row's own; a consumer leaves out the tiles at either end
+// that only the other one sees, and masks only where some row does not see some key. Later tokens,
+// which have more keys, are started first, all heads together, so that CTAs that run at the same
+// time find each other's keys in L2.
+//
+//   producer (1 thread)    page ids; TMA of queries, K and V; K one tile ahead of V
+//   finishers (3 warps)    host pages; V's rows outside the range (tile_loader.cuh)
+//   consumers (2 x 128)    S of the next tile, then O += P V of this one; softmax of the next tile
+//                          while the product with V runs
+//
+// Infinities and NaN in V: as in sm80_prefill, results tell whether there were some, and the work
+// is done once more with finishers that remove them (special_values.cuh).
+#pragma once
+#include "cuda/attention/epilogue.cuh"
+#include "cuda/attention/everybody.cuh"
+#include "cuda/attention/special_values.cuh"
+#include "cuda/attention/tile_loader.cuh"
+#include "cuda/attention/tile_ring.cuh"
+#include "cuda/attention/wgmma_attention.cuh"
+#include "cuda/attention/work.cuh"
+#include "cuda/kernels/tensor_maps.h"
+#include "cuda/ptx/launch.cuh"
+#include "cuda/ptx/registers.cuh"
+#include "cuda/ptx/shared.cuh"
+#include "cuda/ptx/sync.cuh"
+
+namespace swa::cuda::sm90_prefill {
+
+constexpr int kConsumers = 2, kFinishers = 3, kThreads = (1 + kConsumers) * 128;
+
+struct Schedule {
+  int tokens;  // of a consumer; 0: the kernel does not take the case
+  int keys_per_box;
+};
+
+// Tiles of 128 keys keep the tensor cores' reads of shared memory below what it gives; for heads of
+// 256 there is room for tiles of 64 only, in registers as in shared memory.
+template <class Traits>
+struct Shape {
+  static constexpr int kTileKeys = Traits::kHeadDim < 256 ? 128 : 64;
+  static constexpr int kStages = Traits::kHeadDim <= 64 ? 4 : Traits::kHeadDim <= 128 ? 3 : 2;
+  static constexpr int kQueryBytes = kWarpgroupRows * Traits::kHeadDim * 2;
+  using Tile = KvTile<Traits::kHeadDim, Traits::kValueDim, kTileKeys>;
+  using KeyRing = TileRing<kStages, Tile::kKeyBytes>;
+  using ValueRing = TileRing<kStages, Tile::kValueBytes>;
+};
+
+template <class Traits>
+struct SharedStorage {
+  alignas(1024) uint8_t q[kConsumers][Shape<Traits>::kQueryBytes];
+  typename Shape<Traits>::KeyRing::Storage keys;
+  typename Shape<Traits>::ValueRing::Storage values;
+  uint64_t q_full[kConsumers];
+  uint32_t finite[kThreads / 32];  // of each warp, for everybody()
+};
+
+// Tiles that somebody walks along.
+struct Tiles {
+  int first, end;
+
+  SWA_DEVICE int count() const { return end - first; }
+};
+
+// What a CTA works on. Positions are those of the sequence's keys.
+struct Block {
+  QueryRange range;
+  int kv_head, num_consumers;  // consumers with a token
+  int position;                // of the range's first token
+  int window, tokens;          // tokens of a consumer
+
+  SWA_DEVICE int first_key() const { return ptx::max(0, position - window + 1); }
+  SWA_DEVICE int end_key() const { return position + range.end - range.first; }
+  SWA_DEVICE int tokens_of(int consumer) const {
+    return ptx::min(tokens, range.end - range.first - consumer * tokens);
+  }
+
+  // What the rows of consumers first .. last see.
+  template <int kTileKeys>
+  SWA_DEVICE Tiles tiles(int first_consumer, int last_consumer) const {
+    const int first = position + first_consumer * tokens;
+    const int end = position + last_consumer * tokens + tokens_of(last_consumer);
+    const int first_tile = ptx::max(0, first - window + 1) / kTileKeys;
+    return {first_tile, end > 0 ? (end - 1) / kTileKeys + 1 : first_tile};
+  }
+};
+
+SWA_DEVICE Block block_of_cta(const AttentionParams& p, const Schedule& schedule) {
+  Block b;
+  const int index = int(ptx::grid_dim().x - 1 - ptx::block_idx().x);
+  b.kv_head = index % p.num_kv_heads;
+  b.range = find_query_range(p, index / p.num_kv_heads, kConsumers * schedule.tokens);
+  if (b.range.seq < 0) return b;
+  const ptx::GlobalPointer<const int32_t> seqlens_k = p.seqlens_k;
+  b.tokens = schedule.tokens;
+  b.window = p.window;
+  b.position = seqlens_k[b.range.seq] - b.range.q_len + b.range.first;
+  b.num_consumers = (b.range.end - b.range.first + b.tokens - 1) / b.tokens;
+  return b;
+}
+
+template <class Traits>
+struct Rings {
+  typename Shape<Traits>::KeyRing keys;
+  typename Shape<Traits>::ValueRing values;
+  bool finishes_keys;
+
+  SWA_DEVICE void wait_keys(int use) const {
+    keys.wait_landed(use);
+    if (finishes_keys) keys.wait_ready(use);
+  }
+  SWA_DEVICE void wait_values(int use) const {
+    values.wait_landed(use);
+    values.wait_ready(use);
+  }
+};
+
+template <class Traits>
+SWA_DEVICE void init(SharedStorage<Traits>& smem, const Rings<Traits>& rings, int num_consumers,
+                     int query_rows) {
+  if (ptx::thread_idx().x == 0) {
+    for (uint64_t& mbarrier : smem.q_full) ptx::mbarrier_init(ptx::smem_u32(&mbarrier), 1);
+    rings.keys.init(kFinishers, num_consumers * 4);
+    rings.values.init(kFinishers, num_consumers * 4);
+    ptx::fence_mbarrier_init();
+  }
+  // Rows that no box of queries reaches.
+  constexpr int kChunks = Traits::kHeadDim / 8;
+  const int missing = (kWarpgroupRows - query_rows) * kChunks;
+  for (int c = int(ptx::thread_idx().x); c < kConsumers * missing; c += kThreads) {
+    const int row = query_rows + c % missing / kChunks;
+    ptx::sts(ptx::smem_u32(smem.q[c / missing]) + panel_offset(kWarpgroupRows, row, c % kChunks),
+             ptx::U32x4{0, 0, 0, 0});
+  }
+  ptx::fence_proxy_async();
+  ptx::sync_threads();
+}
+
+// One thread's work, as produce.
+template <class Traits>
+SWA_DEVICE void load_queries(const AttentionParams& p, const Block& block,
+                             SharedStorage<Traits>& smem, const ptx::TensorMap& q_map) {
+  for (int i = 0; i < block.num_consumers; ++i) {
+    const uint32_t full = ptx::smem_u32(&smem.q_full[i]);
+    ptx::mbarrier_arrive_expect_tx(full,
+                                   uint32_t(block.tokens * p.group_size * Traits::kHeadDim * 2));
+    const int row = block.range.first_row + block.range.first + i * block.tokens;
+    SWA_UNROLL
+    for (int panel = 0; panel < Traits::kHeadDim / kPanelElements; ++panel)
+      ptx::tma_load_3d(ptx::smem_u32(smem.q[i]) + uint32_t(panel * kWarpgroupRows * kPanelRowBytes),
+                       &q_map, full, panel * kPanelElements, block.kv_head * p.group_size, row);
+  }
+}
+
+// Calls keys(i) and values(i) for the tiles of a walk, in the order in which consumers want them.
+template <class Keys, class Values>
+SWA_DEVICE void in_order(int num_tiles, Keys keys, Values values) {
+  for (int i = 0; i <= num_tiles; ++i) {
+    if (i < num_tiles) keys(i);
+    if (i > 0) values(i - 1);
+  }
+}
+
+template <class Traits>
+using Loader = TileLoader<Traits, Shape<Traits>::kTileKeys>;
+
+// `use`: of the slots, for the first tile.
+template <class Traits>
+SWA_DEVICE void produce(const Tiles& tiles, int use, const Loader<Traits>& loader,
+                        const Rings<Traits>& rings, const ptx::TensorMap& k_map,
+                        const ptx::TensorMap& v_map) {
+  using Tile = typename Shape<Traits>::Tile;
+  in_order(
+      tiles.count(),
+      [&](int i) {
+        rings.keys.wait_empty(use + i);
+        loader.template issue_panels<Tile::kKeyPanels>(tiles.first + i, rings.keys.tile(use + i),
+                                                       rings.keys.landed(use + i), k_map);
+      },
+      [&](int i) {
+        rings.values.wait_empty(use + i);
+        loader.template issue_panels<Tile::kValuePanels>(
+            tiles.first + i, rings.values.tile(use + i), rings.values.landed(use + i), v_map);
+      });
+}
+
+template <class Traits>
+SWA_DEVICE void finish(const Tiles& tiles, int use, const Loader<Traits>& loader,
+                       const Rings<Traits>& rings, int warp, Values wanted) {
+  in_order(
+      tiles.count(),
+      [&](int i) {
+        if (!rings.finishes_keys) return;
+        rings.keys.wait_landed(use + i);
+        loader.finish_keys(tiles.first + i, rings.keys.tile(use + i), warp, kFinishers);
+        rings.keys.set_ready(use + i);
+      },
+      [&](int i) {
+        rings.values.wait_landed(use + i);
+        loader.finish_values(tiles.first + i, rings.values.tile(use + i), warp, kFinishers, wanted);
+        rings.values.set_ready(use + i);
+      });
+}
+
+// A consumer's rows over its tiles.
+template <class Traits>
+SWA_DEVICE void attend(const Tiles& tiles, int use, const Rings<Traits>& rings, uint32_t queries,
+                       const WarpRows& rows, const ScoreScale& scale, SoftmaxState& state,
+                       Output<Traits>& out) {
+  constexpr int kTileKeys = Shape<Traits>::kTileKeys;
+  KeyScores<kTileKeys> s;
+  KeyProbabilities<kTileKeys> probabilities;
+  float correction[2];
+  const auto multiply_keys = [&](int i) {
+    rings.wait_keys(use + i);
+    start_scores<Traits, kTileKeys>(s, queries, [&](int) { return rings.keys.tile(use + i); });
+  };
+  const auto multiply_values = [&](int i) {
+    rings.wait_values(use + i);
+    start_values<Traits, kTileKeys>(
+        out, probabilities, [&](int) { return rings.values.tile(use + i); }, true);
+  };
+  const auto softmax = [&](int i) {
+    running_softmax<kTileKeys>(s, (tiles.first + i) * kTileKeys, rows, scale, state, correction);
+  };
+  const int last = tiles.count() - 1;
+  multiply_keys(0);
+  ptx::wgmma_wait<0>(s);
+  rings.keys.give_back(use);
+  softmax(0);  // the output is 0 yet
+  pack_probabilities<Traits, kTileKeys>(probabilities, s);
+  for (int i = 0; i < last; ++i) {
+    multiply_keys(i + 1);
+    multiply_values(i);
+    ptx::wgmma_wait<1>(s);
+    rings.keys.give_back(use + i + 1);
+    softmax(i + 1);
+    ptx::wgmma_wait<0>(flat<Traits>(out));
+    rings.values.give_back(use + i);
+    rescale<Traits>(out, correction);
+    pack_probabilities<Traits, kTileKeys>(probabilities, s);
+  }
+  multiply_values(last);
+  ptx::wgmma_wait<0>(flat<Traits>(out));
+  rings.values.give_back(use + last);
+}
+
+// Gives back the tiles first .. end - 1 of the block unseen.
+template <class Traits>
+SWA_DEVICE void pass_by(int first, int end, int use, const Rings<Traits>& rings) {
+  for (int i = first; i < end; ++i) {
+    rings.keys.wait_landed(use + i);  // the slot's use before this one is over
+    rings.keys.give_back(use + i);
+    rings.values.wait_landed(use + i);
+    rings.values.give_back(use + i);
+  }
+}
+
+template <class Traits>
+SWA_DEVICE void consume(const AttentionParams& p, const Block& block, const Rings<Traits>& rings,
+                        SharedStorage<Traits>& smem, int consumer) {
+  constexpr int kTileKeys = Shape<Traits>::kTileKeys;
+  const Tiles all = block.tiles<kTileKeys>(0, block.num_consumers - 1);
+  const Tiles mine = block.tiles<kTileKeys>(consumer, consumer);
+  const int position = block.position + consumer * block.tokens;
+  const WarpRows rows = warp_rows(ptx::warp_id() % 4 * kWarpRows, block.tokens_of(consumer),
+                                  p.group_size, position, block.window);
+  const ScoreScale scale(p);
+  SoftmaxState state;
+  Output<Traits> out;
+  ptx::mbarrier_wait(ptx::smem_u32(&smem.q_full[consumer]), 0);
+  for (bool careful = false;; careful = true) {
+    const int use = careful ? all.count() : 0;
+    state = SoftmaxState();
+    for (float (&columns)[4] : out)
+      for (float& x : columns) x = 0.f;
+    pass_by(0, mine.first - all.first, use, rings);
+    if (mine.count() > 0)
+      attend(mine, use + mine.first - all.first, rings, ptx::smem_u32(smem.q[consumer]), rows,
+             scale, state, out);
+    pass_by(mine.end - all.first, all.count(), use, rings);
+    if (careful || everybody(smem.finite, all_finite<Traits>(out, rows))) {
+      if (careful)
+        add_special_values(
+            out,
+            KvLoader<Traits>(p, block.range.seq, block.kv_head, block.first_key(), block.end_key()),
+            rows);
+      break;
+    }
+  }
+  const int head = block.kv_head * p.group_size;
+  const int64_t row = block.range.first_row + block.range.first + consumer * block.tokens;
+  store_results<Traits>(p, rows, head, p.out + row * p.out_token_stride + head * p.out_head_stride,
+                        p.lse + row * p.num_kv_heads * p.group_size + head, state, out);
+}
+
+template <class Traits>
+__global__ void __launch_bounds__(kThreads, 1)
+    kernel(const __grid_constant__ ptx::TensorMap q_map,
+           const __grid_constant__ ptx::TensorMap k_map,
+           const __grid_constant__ ptx::TensorMap v_map, const __grid_constant__ AttentionParams p,
+           const __grid_constant__ Schedule schedule) {
+#if SWA_EMULATED || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  const Block block = block_of_cta(p, schedule);
+  if (block.range.seq < 0) return;
+  auto& smem = ptx::shared_storage<SharedStorage<Traits>>();
+  using S = Shape<Traits>;
+  const Rings<Traits> rings{typename S::KeyRing(smem.keys), typename S::ValueRing(smem.values),
+                            p.k.num_host_pages > 0};
+  init(smem, rings, block.num_consumers, schedule.tokens * p.group_size);
+  const int warp = ptx::warp_id(), consumer = warp / 4 - 1;
+  if (consumer >= 0) {
+    ptx::set_max_registers_up<224>();
+    if (consumer < block.num_consumers) return consume(p, block, rings, smem, consumer);
+    everybody(smem.finite, true);
+    return;
+  }
+  ptx::set_max_registers_down<56>();
+  const Tiles tiles = block.tiles<S::kTileKeys>(0, block.num_consumers - 1);
+  const Loader<Traits> loader(p, schedule.keys_per_box, block.range.seq, block.kv_head,
+                              block.first_key(), block.end_key());
+  const bool issues = warp == 0 && ptx::elect_one();
+  if (issues) load_queries(p, block, smem, q_map);
+  for (bool careful = false;; careful = true) {
+    const int use = careful ? tiles.count() : 0;
+    if (issues) produce(tiles, use, loader, rings, k_map, v_map);
+    if (warp > 0)
+      finish(tiles, use, loader, rings, warp - 1, careful ? Values::kFinite : Values::kAsTheyAre);
+    ptx::sync_warp();
+    if (careful || everybody(smem.finite, true)) break;
+  }
+#endif
+}
+
+// Which cases it is compiled for.
+template <class Traits>
+constexpr bool kCompiled = !Traits::kFloat8;
+
+template <class Traits>
+Schedule schedule_for(const AttentionParams& p, const Device& device) {
+  if (device.compute_capability / 10 != 9 || p.group_size > kWarpgroupRows || !mappable(p) ||
+      !(p.softmax_scale > 0.f) || sizeof(SharedStorage<Traits>) > size_t(device.max_smem_bytes))
+    return {};
+  return {kWarpgroupRows / p.group_size, keys_per_box(p.page_size)};
+}
+
+template <class Traits>
+ptx::Error launch(const AttentionParams& p, const Schedule& schedule, ptx::Stream stream) {
+  const int ranges = max_query_ranges(p.total_q, p.num_seqs, kConsumers * schedule.tokens);
+  const ptx::TensorMap queries = map_queries(p, schedule.tokens);
+  const bool on_host = p.k.num_device_pages == 0;  // then the maps of pages are not used
+  return ptx::launch({ptx::Dim3(unsigned(ranges) * unsigned(p.num_kv_heads)), kThreads,
+                      sizeof(SharedStorage<Traits>), 1, stream},
+                     kernel<Traits>, queries, on_host ? queries : map_pages(p, p.k, p.head_dim),
+                     on_host ? queries : map_pages(p, p.v, p.v_head_dim), p, schedule);
+}
+
+}  // namespace swa::cuda::sm90_prefill
