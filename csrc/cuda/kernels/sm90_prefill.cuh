@@ -55,6 +55,7 @@ struct SharedStorage {
   alignas(1024) uint8_t q[kConsumers][Shape<Traits>::kQueryBytes];
   typename Shape<Traits>::KeyRing::Storage keys;
   typename Shape<Traits>::ValueRing::Storage values;
+  ptx::U32x4 block;
   uint64_t q_full[kConsumers];
   uint32_t finite[kThreads / 32];  // of each warp, for everybody()
 };
@@ -66,41 +67,46 @@ struct Tiles {
   SWA_DEVICE int count() const { return end - first; }
 };
 
-// What a CTA works on. Positions are those of the sequence's keys.
+// What a CTA works on: consecutive tokens of a sequence. Positions are those of the sequence's
+// keys.
 struct Block {
-  QueryRange range;
-  int kv_head, num_consumers;  // consumers with a token
-  int position;                // of the range's first token
-  int window, tokens;          // tokens of a consumer
+  int seq;                  // -1: nothing
+  int first_row, position;  // of the first token
+  int num_tokens;
 
-  SWA_DEVICE int first_key() const { return ptx::max(0, position - window + 1); }
-  SWA_DEVICE int end_key() const { return position + range.end - range.first; }
-  SWA_DEVICE int tokens_of(int consumer) const {
-    return ptx::min(tokens, range.end - range.first - consumer * tokens);
-  }
-
-  // What the rows of consumers first .. last see.
-  template <int kTileKeys>
-  SWA_DEVICE Tiles tiles(int first_consumer, int last_consumer) const {
-    const int first = position + first_consumer * tokens;
-    const int end = position + last_consumer * tokens + tokens_of(last_consumer);
-    const int first_tile = ptx::max(0, first - window + 1) / kTileKeys;
-    return {first_tile, end > 0 ? (end - 1) / kTileKeys + 1 : first_tile};
-  }
+  SWA_DEVICE int end_key() const { return position + num_tokens; }
 };
 
-SWA_DEVICE Block block_of_cta(const AttentionParams& p, const Schedule& schedule) {
-  Block b;
-  const int index = int(ptx::grid_dim().x - 1 - ptx::block_idx().x);
-  b.kv_head = index % p.num_kv_heads;
-  b.range = find_query_range(p, index / p.num_kv_heads, kConsumers * schedule.tokens);
-  if (b.range.seq < 0) return b;
+// CTAs of the same tokens are neighbours; the last tokens come first.
+SWA_DEVICE int cta_index() { return int(ptx::grid_dim().x - 1 - ptx::block_idx().x); }
+SWA_DEVICE int kv_head_of_cta(const AttentionParams& p) { return cta_index() % p.num_kv_heads; }
+
+SWA_DEVICE Block find_block(const AttentionParams& p, const Schedule& schedule) {
+  const QueryRange range =
+      find_query_range(p, cta_index() / p.num_kv_heads, kConsumers * schedule.tokens);
+  if (range.seq < 0) return {-1, 0, 0, 0};
   const ptx::GlobalPointer<const int32_t> seqlens_k = p.seqlens_k;
-  b.tokens = schedule.tokens;
-  b.window = p.window;
-  b.position = seqlens_k[b.range.seq] - b.range.q_len + b.range.first;
-  b.num_consumers = (b.range.end - b.range.first + b.tokens - 1) / b.tokens;
-  return b;
+  return {range.seq, range.first_row + range.first,
+          seqlens_k[range.seq] - range.q_len + range.first, range.end - range.first};
+}
+
+// A consumer's tokens, possibly none.
+SWA_DEVICE Block part_of(const Block& block, const Schedule& schedule, int consumer) {
+  const int first = ptx::min(consumer * schedule.tokens, block.num_tokens);
+  return {block.seq, block.first_row + first, block.position + first,
+          ptx::min(schedule.tokens, block.num_tokens - first)};
+}
+
+SWA_DEVICE int first_key_of(const Block& block, int window) {
+  return ptx::max(0, block.position - window + 1);
+}
+
+// Tiles with the keys that the block's tokens see.
+template <class Traits>
+SWA_DEVICE Tiles tiles_of(const Block& block, int window) {
+  constexpr int kTileKeys = Shape<Traits>::kTileKeys;
+  const int first = first_key_of(block, window) / kTileKeys, end_key = block.end_key();
+  return {first, end_key > 0 ? (end_key - 1) / kTileKeys + 1 : first};
 }
 
 template <class Traits>
@@ -120,16 +126,21 @@ struct Rings {
 };
 
 template <class Traits>
-SWA_DEVICE void init(SharedStorage<Traits>& smem, const Rings<Traits>& rings, int num_consumers,
-                     int query_rows) {
+SWA_DEVICE void init(const AttentionParams& p, const Schedule& schedule,
+                     SharedStorage<Traits>& smem, const Rings<Traits>& rings) {
+  if (ptx::warp_id() == 0) {
+    const Block block = find_block(p, schedule);
+    if (ptx::lane_id() == 0) ptx::sts(ptx::smem_u32(&smem.block), block);
+  }
   if (ptx::thread_idx().x == 0) {
     for (uint64_t& mbarrier : smem.q_full) ptx::mbarrier_init(ptx::smem_u32(&mbarrier), 1);
-    rings.keys.init(kFinishers, num_consumers * 4);
-    rings.values.init(kFinishers, num_consumers * 4);
+    rings.keys.init(kFinishers, kConsumers * 4);
+    rings.values.init(kFinishers, kConsumers * 4);
     ptx::fence_mbarrier_init();
   }
   // Rows that no box of queries reaches.
   constexpr int kChunks = Traits::kHeadDim / 8;
+  const int query_rows = schedule.tokens * p.group_size;
   const int missing = (kWarpgroupRows - query_rows) * kChunks;
   for (int c = int(ptx::thread_idx().x); c < kConsumers * missing; c += kThreads) {
     const int row = query_rows + c % missing / kChunks;
@@ -142,17 +153,19 @@ SWA_DEVICE void init(SharedStorage<Traits>& smem, const Rings<Traits>& rings, in
 
 // One thread's work, as produce.
 template <class Traits>
-SWA_DEVICE void load_queries(const AttentionParams& p, const Block& block,
+SWA_DEVICE void load_queries(const AttentionParams& p, const Schedule& schedule, const Block& block,
                              SharedStorage<Traits>& smem, const ptx::TensorMap& q_map) {
-  for (int i = 0; i < block.num_consumers; ++i) {
+  for (int i = 0; i < kConsumers; ++i) {
+    const Block part = part_of(block, schedule, i);
+    if (part.num_tokens == 0) continue;
     const uint32_t full = ptx::smem_u32(&smem.q_full[i]);
     ptx::mbarrier_arrive_expect_tx(full,
-                                   uint32_t(block.tokens * p.group_size * Traits::kHeadDim * 2));
-    const int row = block.range.first_row + block.range.first + i * block.tokens;
+                                   uint32_t(schedule.tokens * p.group_size * Traits::kHeadDim * 2));
     SWA_UNROLL
     for (int panel = 0; panel < Traits::kHeadDim / kPanelElements; ++panel)
       ptx::tma_load_3d(ptx::smem_u32(smem.q[i]) + uint32_t(panel * kWarpgroupRows * kPanelRowBytes),
-                       &q_map, full, panel * kPanelElements, block.kv_head * p.group_size, row);
+                       &q_map, full, panel * kPanelElements, kv_head_of_cta(p) * p.group_size,
+                       part.first_row);
   }
 }
 
@@ -260,19 +273,49 @@ SWA_DEVICE void pass_by(int first, int end, int use, const Rings<Traits>& rings)
   }
 }
 
+SWA_DEVICE WarpRows rows_of(const AttentionParams& p, const Block& part) {
+  return warp_rows(ptx::warp_id() % 4 * kWarpRows, part.num_tokens, p.group_size, part.position,
+                   p.window);
+}
+
+// What is left when all tiles have gone by. Returns false, and nothing is stored, if the work has
+// to be done carefully.
 template <class Traits>
-SWA_DEVICE void consume(const AttentionParams& p, const Block& block, const Rings<Traits>& rings,
-                        SharedStorage<Traits>& smem, int consumer) {
-  constexpr int kTileKeys = Shape<Traits>::kTileKeys;
-  const Tiles all = block.tiles<kTileKeys>(0, block.num_consumers - 1);
-  const Tiles mine = block.tiles<kTileKeys>(consumer, consumer);
-  const int position = block.position + consumer * block.tokens;
-  const WarpRows rows = warp_rows(ptx::warp_id() % 4 * kWarpRows, block.tokens_of(consumer),
-                                  p.group_size, position, block.window);
+SWA_DEVICE bool conclude(const AttentionParams& p, const Schedule& schedule,
+                         SharedStorage<Traits>& smem, int consumer, bool careful,
+                         const SoftmaxState& state, Output<Traits>& out) {
+  // Read again, and rows derived again: registers are short while tiles go by.
+  const Block block = ptx::lds<Block>(ptx::smem_u32(&smem.block));
+  const Block part = part_of(block, schedule, consumer);
+  const WarpRows rows = rows_of(p, part);
+  const int kv_head = kv_head_of_cta(p), head = kv_head * p.group_size;
+  if (careful)
+    add_special_values(
+        out,
+        KvLoader<Traits>(p, block.seq, kv_head, first_key_of(block, p.window), block.end_key()),
+        rows);
+  else if (!everybody(smem.finite, all_finite<Traits>(out, rows)))
+    return false;
+  const int64_t row = part.first_row;
+  store_results<Traits>(p, rows, head, p.out + row * p.out_token_stride + head * p.out_head_stride,
+                        p.lse + row * p.num_kv_heads * p.group_size + head, state, out);
+  return true;
+}
+
+template <class Traits>
+SWA_DEVICE void consume(const AttentionParams& p, const Schedule& schedule,
+                        SharedStorage<Traits>& smem, const Rings<Traits>& rings, int consumer) {
+  const Block block = ptx::lds<Block>(ptx::smem_u32(&smem.block));
+  if (block.seq < 0) return;
+  const Block part = part_of(block, schedule, consumer);
+  const Tiles all = tiles_of<Traits>(block, p.window);
+  const Tiles mine =
+      part.num_tokens > 0 ? tiles_of<Traits>(part, p.window) : Tiles{all.end, all.end};
+  const WarpRows rows = rows_of(p, part);
   const ScoreScale scale(p);
   SoftmaxState state;
   Output<Traits> out;
-  ptx::mbarrier_wait(ptx::smem_u32(&smem.q_full[consumer]), 0);
+  if (part.num_tokens > 0) ptx::mbarrier_wait(ptx::smem_u32(&smem.q_full[consumer]), 0);
   for (bool careful = false;; careful = true) {
     const int use = careful ? all.count() : 0;
     state = SoftmaxState();
@@ -283,19 +326,32 @@ SWA_DEVICE void consume(const AttentionParams& p, const Block& block, const Ring
       attend(mine, use + mine.first - all.first, rings, ptx::smem_u32(smem.q[consumer]), rows,
              scale, state, out);
     pass_by(mine.end - all.first, all.count(), use, rings);
-    if (careful || everybody(smem.finite, all_finite<Traits>(out, rows))) {
-      if (careful)
-        add_special_values(
-            out,
-            KvLoader<Traits>(p, block.range.seq, block.kv_head, block.first_key(), block.end_key()),
-            rows);
-      break;
-    }
+    if (conclude(p, schedule, smem, consumer, careful, state, out)) return;
   }
-  const int head = block.kv_head * p.group_size;
-  const int64_t row = block.range.first_row + block.range.first + consumer * block.tokens;
-  store_results<Traits>(p, rows, head, p.out + row * p.out_token_stride + head * p.out_head_stride,
-                        p.lse + row * p.num_kv_heads * p.group_size + head, state, out);
+}
+
+// The first warpgroup's work.
+template <class Traits>
+SWA_DEVICE void provide(const AttentionParams& p, const Schedule& schedule,
+                        SharedStorage<Traits>& smem, const Rings<Traits>& rings,
+                        const ptx::TensorMap& q_map, const ptx::TensorMap& k_map,
+                        const ptx::TensorMap& v_map) {
+  const Block block = ptx::lds<Block>(ptx::smem_u32(&smem.block));
+  if (block.seq < 0) return;
+  const Tiles tiles = tiles_of<Traits>(block, p.window);
+  const Loader<Traits> loader(p, schedule.keys_per_box, block.seq, kv_head_of_cta(p),
+                              first_key_of(block, p.window), block.end_key());
+  const int warp = ptx::warp_id();
+  const bool issues = warp == 0 && ptx::elect_one();
+  if (issues) load_queries(p, schedule, block, smem, q_map);
+  for (bool careful = false;; careful = true) {
+    const int use = careful ? tiles.count() : 0;
+    if (issues) produce(tiles, use, loader, rings, k_map, v_map);
+    if (warp > 0)
+      finish(tiles, use, loader, rings, warp - 1, careful ? Values::kFinite : Values::kAsTheyAre);
+    ptx::sync_warp();
+    if (careful || everybody(smem.finite, true)) return;
+  }
 }
 
 template <class Traits>
@@ -305,33 +361,17 @@ __global__ void __launch_bounds__(kThreads, 1)
            const __grid_constant__ ptx::TensorMap v_map, const __grid_constant__ AttentionParams p,
            const __grid_constant__ Schedule schedule) {
 #if SWA_EMULATED || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  const Block block = block_of_cta(p, schedule);
-  if (block.range.seq < 0) return;
   auto& smem = ptx::shared_storage<SharedStorage<Traits>>();
-  using S = Shape<Traits>;
-  const Rings<Traits> rings{typename S::KeyRing(smem.keys), typename S::ValueRing(smem.values),
-                            p.k.num_host_pages > 0};
-  init(smem, rings, block.num_consumers, schedule.tokens * p.group_size);
-  const int warp = ptx::warp_id(), consumer = warp / 4 - 1;
-  if (consumer >= 0) {
+  const Rings<Traits> rings{typename Shape<Traits>::KeyRing(smem.keys),
+                            typename Shape<Traits>::ValueRing(smem.values), p.k.num_host_pages > 0};
+  init(p, schedule, smem, rings);
+  const int warpgroup = ptx::warp_id() / 4;
+  if (warpgroup == 0) {
+    ptx::set_max_registers_down<56>();
+    provide(p, schedule, smem, rings, q_map, k_map, v_map);
+  } else {
     ptx::set_max_registers_up<224>();
-    if (consumer < block.num_consumers) return consume(p, block, rings, smem, consumer);
-    everybody(smem.finite, true);
-    return;
-  }
-  ptx::set_max_registers_down<56>();
-  const Tiles tiles = block.tiles<S::kTileKeys>(0, block.num_consumers - 1);
-  const Loader<Traits> loader(p, schedule.keys_per_box, block.range.seq, block.kv_head,
-                              block.first_key(), block.end_key());
-  const bool issues = warp == 0 && ptx::elect_one();
-  if (issues) load_queries(p, block, smem, q_map);
-  for (bool careful = false;; careful = true) {
-    const int use = careful ? tiles.count() : 0;
-    if (issues) produce(tiles, use, loader, rings, k_map, v_map);
-    if (warp > 0)
-      finish(tiles, use, loader, rings, warp - 1, careful ? Values::kFinite : Values::kAsTheyAre);
-    ptx::sync_warp();
-    if (careful || everybody(smem.finite, true)) break;
+    consume(p, schedule, smem, rings, warpgroup - 1);
   }
 #endif
 }
