@@ -20,9 +20,9 @@ HOPPER_MUTATIONS = (
         "first_tile_for(position + 200)",
     ),
     ("hopper: tiles are never given back", SWA, "held_tile < next_tile", "held_tile < 0"),
-    ("hopper: queries are given back unread", PRODUCT, "  ptx::wgmma_commit();\n  ptx::wgmma_wait<0>(s);\n", ""),
-    ("hopper: no wait for the last product", PRODUCT, "  ptx::wgmma_wait<0>(flat);\n", ""),
-    ("hopper: no fence before the second product", PRODUCT, "  ptx::wgmma_fence(flat);\n", ""),
+    ("hopper: queries are given back unread", SWA, "  ptx::wgmma_wait<0>(s);\n", ""),
+    ("hopper: no wait for the last product", SWA, "  ptx::wgmma_wait<0>(flat<Traits>(out));\n", ""),
+    ("hopper: no fence before the second product", PRODUCT, "  ptx::wgmma_fence(flat<Traits>(out));\n", ""),
     ("hopper: host rows are not waited for", LOADER, "    ptx::cp_async_wait<0>();\n", ""),
     (
         "hopper: host rows without a fence",
@@ -33,7 +33,12 @@ HOPPER_MUTATIONS = (
     ("hopper: finishers do not meet", LOADER, "    ptx::barrier_sync(kFinishersBarrier, num_warps * 32);", ""),
     ("hopper: cleared values without a fence", LOADER, "if (cleared) ptx::fence_proxy_async();", ""),
     # what goes where
-    ("hopper: bytes of host boxes are awaited", LOADER, "if (!on_host(page_of_box(key)))\n", "\n"),
+    (
+        "hopper: bytes of host boxes are awaited",
+        LOADER,
+        "return bytes;",
+        "return uint32_t(panels * Tile::kPanelBytes);",
+    ),
     (
         "hopper: the next host page",
         LOADER,
@@ -47,7 +52,7 @@ HOPPER_MUTATIONS = (
         "key + 64 <= first_key_",
     ),
     ("hopper: boxes beyond the end are looked up", LOADER, "|| key >= end_key_)\n", "|| key > end_key_ + 64)\n"),
-    ("hopper: special values stay", LOADER, "is_valid ? finite(x) :", "is_valid ? x :"),
+    ("hopper: special values stay", LOADER, "clean = finite(x);", "clean = x;"),
     (
         "hopper: special values are not reported",
         LOADER,
@@ -55,7 +60,7 @@ HOPPER_MUTATIONS = (
         "return ptx::any(special) && false;",
     ),
     ("hopper: special values of one finisher", SWA, "i < kFinishers; ++i) any", "i < 1; ++i) any"),
-    ("hopper: slots of the wrong page size", LOADER, "slot = key % p_.page_size;", "slot = 0;"),
+    ("hopper: slots of the wrong page size", LOADER, "f(page, key % p_.page_size", "f(page, 0"),
     ("hopper: rows of a box in the tile's first rows", LOADER, "(key - first) * kPanelRowBytes", "0 * kPanelRowBytes"),
     ("hopper: chunks unswizzled", TILE, "((chunk ^ row) & 7)", "(chunk & 7)"),
     (
@@ -64,8 +69,8 @@ HOPPER_MUTATIONS = (
         "position + i * tokens -",
         "position + 0 * tokens -",
     ),
-    ("hopper: V by K's panels", PRODUCT, "uint32_t(Tile::kValueOffset)", "0u"),
-    ("hopper: panels of queries next to each other", PRODUCT, "uint64_t(u / 4) * kPanel", "uint64_t(u / 4)"),
+    ("hopper: V by K's panels", SWA, "uint32_t(Tile::kValueOffset)", "0u"),
+    ("hopper: panels of queries next to each other", PRODUCT, "q + panel * kPanelUnits<kWarpgroupRows>", "q + panel"),
     ("hopper: keys of the first slice again", PRODUCT, "uint64_t(step) * (kSlice", "uint64_t(0) * (kSlice"),
     (
         "hopper: V by K's stride",
