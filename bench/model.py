@@ -10,6 +10,7 @@ waits that the schedule does not show.
 """
 
 import argparse
+import heapq
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -101,24 +102,40 @@ def walk(kernel: str, case: Case, card: Card) -> Work | None:
     return Work(kernel, rows_bytes + kv_bytes, rows_bytes + kv_bytes, macs, scores, busy, hopper)
 
 
-def stream(case: Case, card: Card) -> Work | None:
-    """`sm80_prefill`: a CTA per 128 rows, tiles of keys stream through; neighbours find them in L2."""
-    layer = case.layer
-    if case.op != "prefill":
-        return None
+def makespan(costs: list[float], num_sms: int) -> float:
+    """When the last of the CTAs ends, each starting, in this order, on the SM that is free first."""
+    free = [0.0] * num_sms
+    for cost in costs:
+        heapq.heapreplace(free, free[0] + cost)
+    return max(free)
+
+
+def stream(kernel: str, case: Case, card: Card) -> Work | None:
+    """`sm80_prefill` and `sm90_prefill`: a CTA per 128 rows, tiles of keys stream through; neighbours find them in L2."""
+    layer, hopper = case.layer, kernel.startswith("sm90")
     group = layer.num_q_heads // layer.num_kv_heads
-    tokens = ROWS // group
-    dims = layer.head_dim + layer.v_head_dim
-    key_bytes = layer.num_kv_heads * dims * case.kv_bytes
-    keys, ctas = 0, 0
+    if case.op != "prefill" or (hopper and (group > TILE or case.kv_bytes == 1)):
+        return None
+    window = layer.window or 1 << 30
+    grain = (2 * TILE if layer.head_dim < 256 else TILE) if hopper else SLICE
+    tokens, parts = (TILE // group, 2) if hopper else (max(1, SLICE // group), 8 if group <= SLICE else ROWS // group)
+    step, rows = tokens * parts, ROWS // parts
+    keys, scores, costs = 0, 0, []  # of one KV head
     for q_len, context in case.seqs:
-        for first in range(context - q_len, context, tokens):
-            last = min(first + tokens, context)
-            keys += last - (0 if layer.window is None else max(0, first - layer.window + 1))
-            ctas += layer.num_kv_heads
-    scores = case.pairs * layer.num_q_heads * (1 + SLICE / max(1, case.pairs / case.num_tokens))
-    l2_bytes = case.bytes + keys * key_bytes
-    return Work("sm80_prefill", case.bytes, l2_bytes, scores * dims, scores, busy_share(ctas, card.num_sms), False)
+        for first in range(context - q_len, context, step):
+            firsts = range(first, min(first + step, context), tokens)
+            ends = [min(f + tokens, first + step, context) for f in firsts]
+            tiles = [-(-e // grain) - max(0, f - window + 1) // grain for f, e in zip(firsts, ends, strict=True)]
+            keys += ends[-1] - max(0, first - window + 1)
+            scores += rows * grain * sum(tiles)
+            costs.append(max(tiles))
+    heads = layer.num_kv_heads
+    # The last tokens first: for all heads together on Hopper, else head by head.
+    order = [c for c in reversed(costs) for _ in range(heads)] if hopper else costs[::-1] * heads
+    busy = sum(order) / (makespan(order, card.num_sms) * card.num_sms)
+    dims = layer.head_dim + layer.v_head_dim
+    l2_bytes = case.num_tokens * layer.num_q_heads * dims * case.element_bytes + keys * heads * dims * case.kv_bytes
+    return Work(kernel, case.bytes, l2_bytes, scores * heads * dims, scores * heads, busy, hopper)
 
 
 def decode(case: Case, card: Card) -> Work | None:
@@ -166,7 +183,8 @@ def predictions() -> list[Prediction]:
             if case.host_seqs or (case.op == "prefill" and case.num_tokens < len(case.seqs)):
                 continue
             walks = [walk(name, case, card) for name in ("sm90_swa_prefill", "sm80_swa_prefill")]
-            works = [*walks, stream(case, card), decode(case, card)]
+            streams = [stream(name, case, card) for name in ("sm90_prefill", "sm80_prefill")]
+            works = [*walks, *streams, decode(case, card)]
             found += [predict(work, case, card) for work in works if work]
     return found
 

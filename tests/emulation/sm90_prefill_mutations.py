@@ -9,12 +9,6 @@ SM90_PREFILL_MUTATIONS = (
     ("sm90_prefill: nobody waits for room", RING, "ptx::mbarrier_wait(empty(use), parity(use) ^ 1);", ""),
     ("sm90_prefill: the parity of every second use", RING, "use / kStages & 1", "use & 1"),
     ("sm90_prefill: K is used before it lands", PREFILL, "    keys.wait_landed(use);\n", ""),
-    (
-        "sm90_prefill: V is used before it lands",
-        PREFILL,
-        "    values.wait_landed(use);\n    values.wait_ready",
-        "    values.wait_ready",
-    ),
     ("sm90_prefill: unfinished K is used", PREFILL, "    if (finishes_keys) keys.wait_ready(use);\n", ""),
     ("sm90_prefill: unfinished V is used", PREFILL, "    values.wait_ready(use);\n", ""),
     (
