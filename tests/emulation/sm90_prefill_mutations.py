@@ -72,7 +72,6 @@ SM90_PREFILL_MUTATIONS = (
         "if (part.num_tokens > 99) ptx::mbarrier_wait",
     ),
     ("sm90_prefill: zeros of queries without a fence", PREFILL, "  ptx::fence_proxy_async();\n", ""),
-    ("sm90_prefill: barriers unknown to TMA", PREFILL, "    ptx::fence_mbarrier_init();\n", ""),
     (
         "sm90_prefill: host rows without a fence",
         LOADER,
@@ -111,7 +110,6 @@ SM90_PREFILL_MUTATIONS = (
         "if (!inside || wanted == Values::kFinite)",
         "if (wanted == Values::kFinite)",
     ),
-    ("sm90_prefill: the range ends a tile later", LOADER, "first + Tile::kKeys <= end_key_;", "first < end_key_;"),
     (
         "sm90_prefill: the range starts a tile earlier",
         LOADER,
@@ -211,12 +209,11 @@ SM90_PREFILL_MUTATIONS = (
     (
         "sm90_prefill: one row decides on rescaling",
         PRODUCT,
-        "correction[0] != 1.f || correction[1] != 1.f)) return;\n",
-        "correction[0] != 1.f)) return;\n",
+        "correction[0] != 1.f || correction[1] != 1.f);",
+        "correction[0] != 1.f);",
     ),
     ("sm90_prefill: sums are not rescaled", PRODUCT, "fmaf(state.sum[r], correction[r],", "fmaf(state.sum[r], 1.f,"),
     # which cases
-    ("sm90_prefill: groups that do not fit", PREFILL, "p.group_size > kWarpgroupRows ||", ""),
     ("sm90_prefill: any scale", PREFILL, "!(p.softmax_scale > 0.f) ||", ""),
     ("sm90_prefill: on every card", PREFILL, "device.compute_capability / 10 != 9 ||", ""),
     ("sm90_prefill: strides that TMA cannot describe", PREFILL, "!mappable(p) ||", ""),

@@ -27,11 +27,12 @@ struct ScoreScale {
         scaled_keys(p.k.scale != nullptr),
         scaled_values(p.v.scale != nullptr) {}
 
-  // tanh through exp: 1 - 2 / (e^2x + 1), which keeps its accuracy in the sum and cannot overflow.
+  // tanh through exp: 1 - 2 / (e^2x + 1), which keeps its accuracy in the sum and cannot overflow;
+  // the quotient by its logarithm, since a division has a slow path with a branch.
   SWA_DEVICE float operator()(float product) const {
     const float x = product * scale;
     if (softcap <= 0.f) return x;
-    return softcap * kLog2e * (1.f - 2.f / (ptx::ex2(2.f * kLog2e * x) + 1.f));
+    return softcap * kLog2e * (1.f - ptx::ex2(1.f - ptx::lg2(ptx::ex2(2.f * kLog2e * x) + 1.f)));
   }
 };
 

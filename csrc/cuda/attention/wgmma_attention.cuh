@@ -149,9 +149,13 @@ SWA_DEVICE void running_softmax(KeyScores<kKeys>& s, int first_key, const WarpRo
     state.sum[r] = fmaf(state.sum[r], correction[r], sum[r][0] + sum[r][1]);
 }
 
+// Whether the correction of a row of the warp is not 1.
+SWA_DEVICE bool changes(const float (&correction)[2]) {
+  return ptx::any(correction[0] != 1.f || correction[1] != 1.f);
+}
+
 template <class Traits>
 SWA_DEVICE void rescale(Output<Traits>& out, const float (&correction)[2]) {
-  if (!ptx::any(correction[0] != 1.f || correction[1] != 1.f)) return;
   SWA_UNROLL
   for (int j = 0; j < Traits::kValueDim / 8; ++j)
     for (int i = 0; i < 4; ++i) out[j][i] *= correction[i / 2];

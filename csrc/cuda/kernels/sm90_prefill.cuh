@@ -252,9 +252,13 @@ SWA_DEVICE void attend(const Tiles& tiles, int use, const Rings<Traits>& rings, 
     ptx::wgmma_wait<1>(s);
     rings.keys.give_back(use + i + 1);
     softmax(i + 1);
+    ptx::pin_registers(s);
+    if (changes(correction)) {
+      ptx::wgmma_wait<0>(flat<Traits>(out));
+      rescale<Traits>(out, correction);
+    }
     ptx::wgmma_wait<0>(flat<Traits>(out));
     rings.values.give_back(use + i);
-    rescale<Traits>(out, correction);
     pack_probabilities<Traits, kTileKeys>(probabilities, s);
   }
   multiply_values(last);

@@ -48,6 +48,8 @@ template <int kSize>
 void wgmma_fence(float (&)[kSize] SWA_LOC) {
   emu::wgmma_fence(loc);
 }
+template <int kSize>
+void pin_registers(float (&)[kSize]) {}
 inline void wgmma_commit(SWA_LOC_ONLY) { emu::wgmma_commit(loc); }
 template <int kPending, int kSize>
 void wgmma_wait(float (&)[kSize] SWA_LOC) {
@@ -56,8 +58,8 @@ void wgmma_wait(float (&)[kSize] SWA_LOC) {
 
 #else
 
-// Names the accumulator registers, so that the compiler cannot move their uses across the
-// asynchronous window: a "memory" clobber does not order plain register arithmetic.
+// Names the registers, so that the compiler cannot move arithmetic on them across this place, into
+// or out of the asynchronous window: a "memory" clobber does not order plain register arithmetic.
 template <int kSize>
 SWA_DEVICE void pin_registers(float (&d)[kSize]) {
   SWA_UNROLL
