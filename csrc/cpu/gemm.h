@@ -56,8 +56,25 @@ struct PairProduct {
 };
 #endif
 
-// Operands: a(i, k) is a word of A [rows, steps], b(k, n) points to words n .. of row k of
-// B [steps, columns]. C: floats.
+// Operand A with rows `stride` words apart and every kStep-th word of them.
+template <int kStep = 1>
+struct Left {
+  const uint32_t* words;
+  int64_t stride;
+  uint32_t operator()(int64_t i, int64_t k) const { return words[i * stride + k * kStep]; }
+  Left from_row(int64_t i) const { return {words + i * stride, stride}; }
+};
+
+// Operand B with rows `stride` words apart.
+struct Right {
+  const uint32_t* words;
+  int64_t stride;
+  const uint32_t* operator()(int64_t k) const { return words + k * stride; }
+  Right from_column(int64_t n) const { return {words + n, stride}; }
+};
+
+// Operands, which may be others than the two above: a(i, k) is a word of A [rows, steps], b(k)
+// points to row k of B [steps, columns]. C: floats.
 template <class Product, int kRows, class A, class B>
 inline void multiply_block(A a, B b, float* c, int64_t c_stride, int64_t steps, bool accumulate) {
   Float sums[kRows][kWide];
@@ -68,7 +85,7 @@ inline void multiply_block(A a, B b, float* c, int64_t c_stride, int64_t steps, 
   }
   for (int64_t k = 0; k < steps; ++k) {
     Word column[kWide];
-    const uint32_t* const row = b(k, 0);
+    const uint32_t* const row = b(k);
     for (int j = 0; j < kWide; ++j) column[j] = load<Word>(row + j * kLanes);
     for (int i = 0; i < kRows; ++i) {
       const uint32_t x = a(i, k);
@@ -82,38 +99,21 @@ inline void multiply_block(A a, B b, float* c, int64_t c_stride, int64_t steps, 
   }
 }
 
-// C[rows, columns] with rows <= kMaxRows and columns a multiple of kColumns.
+// C[rows, columns] with columns a multiple of kColumns; kMaxRows rows at a time.
 template <class Product, class A, class B>
 inline void multiply(A a, B b, float* c, int64_t c_stride, int64_t rows, int64_t columns,
                      int64_t steps, bool accumulate) {
   for (int64_t n = 0; n < columns; n += kColumns) {
     const auto run = [&](auto block, int64_t at) {
-      multiply_block<Product, block.value>([=](int64_t i, int64_t k) { return a(at + i, k); },
-                                           [=](int64_t k, int64_t j) { return b(k, n + j); },
-                                           c + at * c_stride + n, c_stride, steps, accumulate);
+      multiply_block<Product, block.value>(a.from_row(at), b.from_column(n), c + at * c_stride + n,
+                                           c_stride, steps, accumulate);
     };
     int64_t at = 0;
-    if constexpr (kMaxRows == 8) {
-      if (rows - at >= 8) run(std::integral_constant<int, 8>{}, at), at += 8;
-    }
-    if (rows - at >= 4) run(std::integral_constant<int, 4>{}, at), at += 4;
+    for (; rows - at >= kMaxRows; at += kMaxRows) run(std::integral_constant<int, kMaxRows>{}, at);
+    if (kMaxRows > 4 && rows - at >= 4) run(std::integral_constant<int, 4>{}, at), at += 4;
     if (rows - at >= 2) run(std::integral_constant<int, 2>{}, at), at += 2;
     if (rows - at >= 1) run(std::integral_constant<int, 1>{}, at);
   }
 }
-
-// Operand A with rows `stride` words apart and every `step`-th word of them.
-struct Left {
-  const uint32_t* words;
-  int64_t stride, step = 1;
-  uint32_t operator()(int64_t i, int64_t k) const { return words[i * stride + k * step]; }
-};
-
-// Operand B with rows `stride` words apart.
-struct Right {
-  const uint32_t* words;
-  int64_t stride;
-  const uint32_t* operator()(int64_t k, int64_t n) const { return words + k * stride + n; }
-};
 
 }  // namespace swa::cpu::SWA_ISA

@@ -63,8 +63,11 @@ FP8 = torch.float8_e4m3fn
 # The rows of a sequence share a tile, and only one token sees the first, and one the last of its keys.
 NARROW = AttentionCase(seqs=((8, 21), (8, 30)), window=4, page_size=4, sinks=True)
 SPLIT = replace(NARROW, seqs=((4, 520),), window=514, page_size=16)
+FEW = replace(NARROW, seqs=((4, 21), (4, 30)), head_dim=64, v_head_dim=64)  # eight rows: the CPU reads K where it lies
 ways = pytest.mark.parametrize(
-    "op, case", [("prefill", NARROW), ("decode", NARROW), ("decode", SPLIT)], ids=["prefill", "decode", "split"]
+    "op, case",
+    [("prefill", NARROW), ("decode", NARROW), ("decode", SPLIT), ("decode", FEW)],
+    ids=["prefill", "decode", "split", "few"],
 )
 specials = pytest.mark.parametrize(
     "dtype, cache_dtype, value",
@@ -192,10 +195,10 @@ def test_garbage_columns_do_not_change_a_row(backend, case):
     assert torch.equal(run(build(case, tight=True))[0], run(build(case, tight=False))[0])
 
 
-@pytest.mark.parametrize("window", [1, 7, 8, 9, None])
-def test_prefill_equals_decode_token_by_token(backend, window):
-    """Across the window's edge: contexts from below W to beyond it."""
-    inputs = build(fit(replace(CASE, seqs=((12, 14),), window=window), backend))
+@pytest.mark.parametrize("window, dim", [(1, 16), (7, 16), (8, 16), (9, 16), (None, 16), (8, 64), (None, 64)])
+def test_prefill_equals_decode_token_by_token(backend, window, dim):
+    """Across the window's edge: contexts from below W to beyond it. One token's rows may go another way than twelve's."""
+    inputs = build(fit(replace(CASE, seqs=((12, 14),), window=window, head_dim=dim, v_head_dim=dim), backend))
     out, lse = run(inputs)
     got = single_tokens(inputs, 0, "decode")
     if backend in ("triton", "cuda", "emulated"):  # their decode splits the keys, so the sums are ordered differently

@@ -348,14 +348,14 @@ class TileAttention {
     for (int64_t i = 0; i < count; ++i) soften(tile_start, row + i, scores_ + i * kTileKeys, i);
     constexpr int64_t kSteps = kTileKeys / kDepth;
     if (values_finite_) {
-      multiply<Product>(Left{weights_, kSteps}, Right{values_, v_columns_},
+      multiply<Product>(Left<>{weights_, kSteps}, Right{values_, v_columns_},
                         sums_ + row * v_columns_, v_columns_, count, v_columns_, kSteps, true);
       return;
     }
     // 0 x NaN is NaN: a row must not meet a value that only other rows of the block see.
     for (int64_t i = 0; i < count; ++i) {
       mask_values(tile_start, row + i);
-      multiply<Product>(Left{weights_ + i * kSteps, kSteps}, Right{masked_values_, v_columns_},
+      multiply<Product>(Left<>{weights_ + i * kSteps, kSteps}, Right{masked_values_, v_columns_},
                         sums_ + (row + i) * v_columns_, v_columns_, 1, v_columns_, kSteps, true);
     }
   }
@@ -364,11 +364,11 @@ class TileAttention {
   void score(int64_t row, int64_t count) {
     const uint32_t* queries = queries_ + row * k_steps_;
     if constexpr (kPairs) {
-      multiply<Product>(Left{queries, k_steps_}, Right{keys_, kTileKeys}, scores_, kTileKeys, count,
-                        kTileKeys, k_steps_, false);
+      multiply<Product>(Left<>{queries, k_steps_}, Right{keys_, kTileKeys}, scores_, kTileKeys,
+                        count, kTileKeys, k_steps_, false);
     } else {  // a chain over the even elements and one over the odd, as score_keys() has them
       const auto half = [&](int64_t odd, float* scores) {
-        multiply<Product>(Left{queries + odd, k_steps_, 2},
+        multiply<Product>(Left<2>{queries + odd, k_steps_},
                           Right{keys_ + odd * kTileKeys, 2 * kTileKeys}, scores, kTileKeys, count,
                           kTileKeys, k_steps_ / 2, false);
       };
@@ -395,15 +395,27 @@ class TileAttention {
     score_keys(floats(rows_->k + at), floats(next_k + at), count,
                reinterpret_cast<const float*>(queries_), p_.k.dim, scores_ + at * kFewRows);
     soften_in_place(tile_start);
-    const auto* weights = reinterpret_cast<const uint32_t*>(scores_) + at * kFewRows;
-    const auto value = [&](int64_t k, int64_t n) {
-      __builtin_prefetch(next_v[at + k] + n * 4);
-      if (kColumns > 16) __builtin_prefetch(next_v[at + k] + n * 4 + 64);
-      return reinterpret_cast<const uint32_t*>(rows_->v[at + k]) + n;
-    };
-    multiply<Product>([=](int64_t i, int64_t k) { return weights[k * kFewRows + i]; }, value, sums_,
-                      v_columns_, num_rows_, v_columns_, count, true);
+    const Weights weights{reinterpret_cast<const uint32_t*>(scores_) + at * kFewRows};
+    multiply<Product>(weights, Values{rows_->v + at, next_v + at}, sums_, v_columns_, num_rows_,
+                      v_columns_, count, true);
   }
+
+  // The operands of the product with V in place: weights [keys, kFewRows], and rows of V where they
+  // lie, with rows to fetch beside them.
+  struct Weights {
+    const uint32_t* words;
+    uint32_t operator()(int64_t i, int64_t k) const { return words[k * kFewRows + i]; }
+    Weights from_row(int64_t i) const { return {words + i}; }
+  };
+  struct Values {
+    const char *const *rows, *const *next;
+    int64_t offset = 0;
+    const uint32_t* operator()(int64_t k) const {
+      prefetch(next[k] + offset, kColumns * 4);
+      return reinterpret_cast<const uint32_t*>(rows[k] + offset);
+    }
+    Values from_column(int64_t n) const { return {rows, next, offset + n * 4}; }
+  };
 
   // soften() for all rows at once: scores_ [kTileKeys, kFewRows] become weights.
   void soften_in_place(int64_t tile_start) {
