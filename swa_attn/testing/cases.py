@@ -30,7 +30,7 @@ class AttentionCase:
     sinks: bool = False
     softcap: float = 0.0
     host: float = 0.0  # share of the pages that lie on the host
-    layout: str = "nhd"  # nhd | hnd | packed (K|V in one tensor) | padded (gaps between pages, slots and heads)
+    layout: str = "nhd"  # nhd | hnd | packed (K|V in one tensor) | padded, skewed (gaps, see empty_pool)
     score_scale: float = 1.0  # multiplies q: large values make peaked softmaxes
     seed: int = 0
 
@@ -83,7 +83,10 @@ def visible_span(q_len: int, seqlen_k: int, window: int | None) -> range:
 
 
 def empty_pool(shape: tuple[int, int, int, int], v_head_dim: int, layout: str, dtype: torch.dtype, fill: float):
-    """A K pool `[pages, page_size, Hkv, Dk]` and a V pool of width `v_head_dim`, in the layout's memory order."""
+    """A K pool `[pages, page_size, Hkv, Dk]` and a V pool of width `v_head_dim`, in the layout's memory order.
+
+    `padded` and `skewed` have gaps between pages, slots and heads: strides are multiples of 16 bytes, or of an element only.
+    """
     pages, page_size, heads, head_dim = shape
 
     def make(*sizes: int) -> Tensor:
@@ -94,9 +97,10 @@ def empty_pool(shape: tuple[int, int, int, int], v_head_dim: int, layout: str, d
         return both[..., :head_dim], both[..., head_dim:]
     if layout == "hnd":
         return tuple(make(pages, heads, page_size, d).transpose(1, 2) for d in (head_dim, v_head_dim))
-    if layout == "padded":
+    if layout in ("padded", "skewed"):
+        gap = 16 // dtype.itemsize if layout == "padded" else 3
         return tuple(
-            make(pages, page_size + 1, heads + 1, d + 8)[:, :page_size, :heads, :d] for d in (head_dim, v_head_dim)
+            make(pages, page_size + 1, heads + 1, d + gap)[:, :page_size, :heads, :d] for d in (head_dim, v_head_dim)
         )
     return make(pages, page_size, heads, head_dim), make(pages, page_size, heads, v_head_dim)
 

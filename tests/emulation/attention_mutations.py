@@ -17,7 +17,12 @@ ROWS, LOADER, QUERY, SCORES, SOFTMAX, VALUES, SPECIAL, RESULTS, WORK, POOL, SPLI
         "decode_split",
     )
 )
-SLICE, COMBINE = "tile/kv_slice.cuh", "kernels/smxx_combine.cuh"
+JOIN, SLICE, PANEL, COMBINE = (
+    "attention/decode_join.cuh",
+    "tile/kv_slice.cuh",
+    "tile/panel.cuh",
+    "kernels/smxx_combine.cuh",
+)
 
 ATTENTION_MUTATIONS = (
     # synchronization
@@ -36,17 +41,12 @@ ATTENTION_MUTATIONS = (
     ("decode: a slice too early", DECODE, "wait_for_copies(schedule.depth - 1)", "wait_for_copies(schedule.depth)"),
     ("decode: twins do not meet before use", DECODE, "    meet();  // the slice", "    // the slice"),
     ("decode: twins do not meet after use", DECODE, "    meet();  // both", "    // both"),
+    ("join: columns over columns that are read", JOIN, "    if (first > 0) ptx::sync_threads();", "    "),
     (
-        "decode: results over slices in use",
-        DECODE,
-        "      ptx::sync_threads();  // everybody is done with the slices",
-        "      // slices",
-    ),
-    (
-        "decode: results read before they are there",
-        DECODE,
-        "  bool finite = true;\n  ptx::sync_threads();",
-        "  bool finite = true;",
+        "join: columns read before they are there",
+        JOIN,
+        "    publish_columns<Traits>(own, out, first);\n    ptx::sync_threads();",
+        "    publish_columns<Traits>(own, out, first);",
     ),
     # the mask
     ("mask: window wider by one", ROWS, "key > position[r] - window", "key >= position[r] - window"),
@@ -106,8 +106,14 @@ ATTENTION_MUTATIONS = (
         "(x >> 8 & 0xff) | (x >> 16 & 0xff00)",
         "(x & 0xff) | (x >> 8 & 0xff00)",
     ),
-    ("K: bank conflicts", SLICE, "exchange = (row & 1) << 2;", "exchange = 0;"),
-    ("V: bank conflicts", SLICE, "kValueRowBytes % 128 == 0 ? row & 7 : row >> 1 & 3", "0"),
+    ("K: bank conflicts", SLICE, "return panel + t * 16 + u % 2 * 8;", "return panel + u % 2 * 32 + t * 8;"),
+    (
+        "K: bank conflicts in float8",
+        SLICE,
+        "return panel + t / 2 * 32 + u % 2 * 16 + t % 2 * 8;",
+        "return panel + t * 16 + u % 2 * 8;",
+    ),
+    ("bank conflicts", PANEL, "((chunk ^ exchange) & (kChunks - 1))", "(chunk & (kChunks - 1))"),
     # results
     ("sink: none", RESULTS, "denominator += ptx::ex2(", "denominator += 0.f * ptx::ex2("),
     ("sink: in base 2", RESULTS, "sink[head] * kLog2e", "sink[head]"),
@@ -115,7 +121,9 @@ ATTENTION_MUTATIONS = (
     ("lse: in base 2", RESULTS, "(row_max + ptx::lg2(row_sum)) * kLn2", "(row_max + ptx::lg2(row_sum))"),
     ("output: lanes exchange the wrong pair", RESULTS, "t % 2 ? pair_a : pair_b", "t % 2 ? pair_b : pair_a"),
     ("output: rows that are not there", RESULTS, "    if (exists) store_half4", "    store_half4"),
-    ("decode: a key warp's weight", DECODE, "ptx::ex2(maxima[row] - base)", "ptx::ex2(maxima[row] * 0.f)"),
+    ("join: a key warp's weight", JOIN, "ptx::ex2(maxima[row] - base)", "ptx::ex2(maxima[row] * 0.f)"),
+    ("join: the first columns of all", JOIN, "const int column = first + part * 4;", "const int column = part * 4;"),
+    ("join: a block's rows twice", JOIN, "storage[row / kWarpRows], joined,", "storage[0], joined,"),
     ("decode: a warp's slices are another's", DECODE, "own + i * kKeyWarps) * kSliceKeys", "own + i) * kSliceKeys"),
     ("split: keys of the next one", SPLIT, "ptx::min(keys.end, first + kSplitKeys)", "keys.end"),
     ("combine: no sink", COMBINE, "finish_row(max, sum, p.sinks, head)", "finish_row(max, sum, nullptr, head)"),
@@ -141,10 +149,10 @@ ATTENTION_MUTATIONS = (
     ("special: stay in the stages", STREAM, "if (careful) clear_tile(tile);", ""),
     (
         "special: not noticed in decode",
-        DECODE,
-        "finite = finite && fabsf(x) < INFINITY",
-        "finite = finite || fabsf(x) < INFINITY",
+        JOIN,
+        "finite = finite && fabsf(value) < INFINITY",
+        "finite = finite || fabsf(value) < INFINITY",
     ),
-    ("special: lost in decode", DECODE, "if (careful) add_special_values(", "if (false) add_special_values("),
+    ("special: lost in decode", JOIN, "    if (careful)\n", "    if (false)\n"),
     ("special: lost in prefill", SPECIAL, "if (special && sees[r])", "if (special && sees[r] && key < 0)"),
 )

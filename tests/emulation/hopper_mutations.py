@@ -3,7 +3,7 @@
 SWA = "kernels/sm90_swa_prefill.cuh"
 MAPS = "kernels/tensor_maps.h"
 LOADER, PRODUCT = "attention/tile_loader.cuh", "attention/wgmma_attention.cuh"
-TILE = "tile/kv_tile.cuh"
+PANEL = "tile/panel.cuh"
 
 HOPPER_MUTATIONS = (
     # synchronization
@@ -62,7 +62,7 @@ HOPPER_MUTATIONS = (
     ("hopper: special values of one finisher", SWA, "i < kFinishers; ++i) any", "i < 1; ++i) any"),
     ("hopper: slots of the wrong page size", LOADER, "f(page, key % p_.page_size", "f(page, 0"),
     ("hopper: rows of a box in the tile's first rows", LOADER, "(key - first) * kPanelRowBytes", "0 * kPanelRowBytes"),
-    ("hopper: chunks unswizzled", TILE, "((chunk ^ row) & 7)", "(chunk & 7)"),
+    ("hopper: chunks unswizzled", PANEL, "((chunk ^ exchange) & (kChunks - 1))", "(chunk & (kChunks - 1))"),
     (
         "hopper: the second consumer has the first one's queries",
         SWA,

@@ -116,6 +116,7 @@ def test_a_special_value_reaches_only_the_rows_that_see_it(position, value):
         {"page_size": 24},
         {"num_q_heads": 65},
         {"cache_dtype": torch.float8_e4m3fn},
+        {"layout": "skewed"},
     ],
     ids=str,
 )

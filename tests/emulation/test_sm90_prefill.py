@@ -150,7 +150,13 @@ def test_scores_far_from_zero(num_q_heads):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"page_size": 4}, {"page_size": 24}, {"num_q_heads": 65}, {"cache_dtype": torch.float8_e4m3fn}],
+    [
+        {"page_size": 4},
+        {"page_size": 24},
+        {"num_q_heads": 65},
+        {"cache_dtype": torch.float8_e4m3fn},
+        {"layout": "skewed"},
+    ],
     ids=str,
 )
 def test_what_it_does_not_take_goes_to_the_kernels_for_sm_80(changes):

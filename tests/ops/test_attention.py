@@ -91,7 +91,7 @@ def test_prefill_dtypes(backend, case):
     check_prefill(backend, case)
 
 
-@named([replace(BASE, layout=x, host=h, window=9) for x in ("hnd", "packed", "padded") for h in (0.0, 0.5)])
+@named([replace(BASE, layout=x, host=h, window=9) for x in ("hnd", "packed", "padded", "skewed") for h in (0.0, 0.5)])
 def test_prefill_layouts(backend, case):
     check_prefill(backend, case)
 

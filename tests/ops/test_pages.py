@@ -23,7 +23,7 @@ def new_tokens(num_tokens, heads, head_dim, v_head_dim, dtype, seed=0):
     return key.to(dtype), torch.randn(num_tokens, heads, v_head_dim, generator=generator).to(dtype)
 
 
-@pytest.mark.parametrize("layout", ["nhd", "hnd", "packed", "padded"])
+@pytest.mark.parametrize("layout", ["nhd", "hnd", "packed", "padded", "skewed"])
 @pytest.mark.parametrize("page_size, head_dim, v_head_dim", [(1, 16, 16), (3, 192, 128), (16, 24, 7)])
 def test_append_writes_its_slots_and_nothing_else(backend, layout, page_size, head_dim, v_head_dim):
     heads, num_pages = 2, 6

@@ -28,7 +28,7 @@ def cases(draw, rectangular=False):
         sinks=draw(st.booleans()),
         softcap=draw(st.sampled_from([0.0, 5.0])),
         host=draw(st.sampled_from([0.0, 0.5])),
-        layout=draw(st.sampled_from(["nhd", "hnd", "packed", "padded"])),
+        layout=draw(st.sampled_from(["nhd", "hnd", "packed", "padded", "skewed"])),
         score_scale=draw(st.sampled_from([1.0, 30.0])),
         seed=draw(st.integers(0, 9)),
     )

@@ -88,14 +88,27 @@ class KvLoader {
     return word;
   }
 
+  // The factors of float8 keys and values of slice `index`, by a whole warp.
+  SWA_DEVICE void load_scales(int index, uint32_t slice) const {
+    const int row = ptx::lane_id() % kSliceKeys, key = index * kSliceKeys + row;
+    const bool is_value = ptx::lane_id() >= kSliceKeys;
+    const float* scale = is_value ? p_.v.scale : p_.k.scale;
+    if (!scale) return;
+    const float* src = scale;
+    if (valid(key)) src += int64_t(page_of(key)) * p_.num_kv_heads + kv_head_;
+    const int offset = is_value ? Slice::kValueScaleOffset : Slice::kKeyScaleOffset;
+    ptx::cp_async<4>(slice + uint32_t(offset + row * 4), src, valid(key) ? 4 : 0);
+  }
+
+  SWA_DEVICE int page_of(int key) const { return table_[key / p_.page_size]; }
   SWA_DEVICE int first_key() const { return first_key_; }
   SWA_DEVICE int end_key() const { return end_key_; }
 
  private:
-  // A warp loads some whole rows at once, a lane every kLanes-th chunk of one row.
+  // A warp loads some whole rows at once, as many lanes per row as a panel has chunks.
   template <int kRowBytes>
   struct Shape {
-    static constexpr int kChunks = kRowBytes / 16, kLanes = kChunks % 8 == 0 ? 8 : 4;
+    static constexpr int kChunks = kRowBytes / 16, kLanes = Slice::Panel::kChunks;
     static constexpr int kRows = 32 / kLanes, kUnits = kSliceKeys / kRows;
   };
   struct KeyRows : Shape<Slice::kKeyRowBytes> {
@@ -109,8 +122,6 @@ class KvLoader {
   static constexpr int kUnits = KeyRows::kUnits + ValueRows::kUnits;
 
   SWA_DEVICE bool valid(int key) const { return key >= first_key_ && key < end_key_; }
-
-  SWA_DEVICE int page_of(int key) const { return table_[key / p_.page_size]; }
 
   template <class Rows>
   SWA_DEVICE void load_rows(const PagePool& pool, int index, uint32_t slice, int unit,
@@ -126,17 +137,6 @@ class KvLoader {
       const int chunk = i * Rows::kLanes + first_chunk;
       copy_chunk(slice + Rows::offset(row, chunk), src + chunk * 16, is_valid, aligned);
     }
-  }
-
-  SWA_DEVICE void load_scales(int index, uint32_t slice) const {
-    const int row = ptx::lane_id() % kSliceKeys, key = index * kSliceKeys + row;
-    const bool is_value = ptx::lane_id() >= kSliceKeys;
-    const float* scale = is_value ? p_.v.scale : p_.k.scale;
-    if (!scale) return;
-    const float* src = scale;
-    if (valid(key)) src += int64_t(page_of(key)) * p_.num_kv_heads + kv_head_;
-    const int offset = is_value ? Slice::kValueScaleOffset : Slice::kKeyScaleOffset;
-    ptx::cp_async<4>(slice + uint32_t(offset + row * 4), src, valid(key) ? 4 : 0);
   }
 
   const AttentionParams& p_;

@@ -1,8 +1,8 @@
 // Queries as the A operand of mma, straight from global memory.
 //
 // The sum over head_dim may be taken in any order, so it is taken in one that lets a lane use 16
-// neighbouring bytes of a row: lane (g, t) of unit u holds elements 32 u + 8 t .. + 7, which
-// make k-steps 2 u and 2 u + 1 together. add_scores reads K in the same order.
+// neighbouring bytes of a row: lane (g, t) of unit u holds the 8 elements from Slice::element_of
+// on, which make k-steps 2 u and 2 u + 1 together. multiply_unit reads K in the same order.
 #pragma once
 #include "cuda/attention/chunk.cuh"
 #include "cuda/attention/rows.cuh"
@@ -27,7 +27,7 @@ class Query {
         aligned_16(p.q, p.q_token_stride | p.q_head_stride | (p.cu_seqlens_q ? 0 : p.q_seq_stride));
     for (int r = 0; r < 2; ++r)
       rows_[r] =
-          first + ptx::lane_id() % 4 * 16 +
+          first +
           (rows.exists[r] ? rows.token[r] * p.q_token_stride + rows.head[r] * p.q_head_stride : 0);
     if constexpr (kInRegisters) {
       SWA_UNROLL
@@ -44,9 +44,10 @@ class Query {
 
  private:
   SWA_DEVICE void read(Unit& a, int u) const {
+    const int offset = Traits::Slice::element_of(u, ptx::lane_id() % 4) * 2;
     SWA_UNROLL
     for (int r = 0; r < 2; ++r) {
-      const ptx::U32x4 x = load_chunk(rows_[r] + u * 64, aligned_);
+      const ptx::U32x4 x = load_chunk(rows_[r] + offset, aligned_);
       a[0][r] = x.x;
       a[0][2 + r] = x.y;
       a[1][r] = x.z;

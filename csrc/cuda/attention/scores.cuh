@@ -42,17 +42,17 @@ SWA_DEVICE void multiply_unit(SliceScores& s, const typename Query<Traits>::Unit
                               int u) {
   using Slice = typename Traits::Slice;
   constexpr ptx::Half kHalf = Traits::kHalf;
-  const int g = ptx::lane_id() / 4, t = ptx::lane_id() % 4;
+  const int g = ptx::lane_id() / 4, element = Slice::element_of(u, ptx::lane_id() % 4);
   SWA_UNROLL
   for (int n = 0; n < 2; ++n) {
     ptx::U32x4 k;
     if constexpr (Traits::kFloat8) {
       const ptx::U32x2 raw = ptx::lds<ptx::U32x2>(
-          slice + Slice::key_offset(8 * n + g, 2 * u + t / 2) + uint32_t(t % 2 * 8));
+          slice + Slice::key_offset(8 * n + g, element / 16) + uint32_t(element % 16));
       k = {decode_e4m3_pair<kHalf>(raw.x), decode_e4m3_pair<kHalf>(raw.x >> 16),
            decode_e4m3_pair<kHalf>(raw.y), decode_e4m3_pair<kHalf>(raw.y >> 16)};
     } else {
-      k = ptx::lds<ptx::U32x4>(slice + Slice::key_offset(8 * n + g, 4 * u + t));
+      k = ptx::lds<ptx::U32x4>(slice + Slice::key_offset(8 * n + g, element / 8));
     }
     ptx::mma_m16n8k16<kHalf>(s[n], a[0], k.x, k.y);
     ptx::mma_m16n8k16<kHalf>(s[n], a[1], k.z, k.w);

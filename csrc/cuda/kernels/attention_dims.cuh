@@ -5,6 +5,7 @@
 #include "cuda/kernels/sm80_decode.cuh"
 #include "cuda/kernels/sm80_prefill.cuh"
 #include "cuda/kernels/sm80_swa_prefill.cuh"
+#include "cuda/kernels/sm90_decode.cuh"
 #include "cuda/kernels/sm90_prefill.cuh"
 #include "cuda/kernels/sm90_swa_prefill.cuh"
 
@@ -35,6 +36,9 @@ int prefill_traits(const AttentionParams& p, const Device& device, Stream stream
 
 template <class Traits>
 int decode_traits(const AttentionParams& p, const Device& device, Stream stream) {
+  const auto slots = sm90_decode::schedule_for<Traits>(p, device);
+  if (slots.num_slots > 0)
+    return int(sm90_decode::launch<Traits>(p, slots, static_cast<ptx::Stream>(stream)));
   const auto schedule = sm80_decode::schedule_for<Traits>(p, device);
   if (schedule.depth == 0) return kNoRoom;
   return int(sm80_decode::launch<Traits>(p, schedule, static_cast<ptx::Stream>(stream)));

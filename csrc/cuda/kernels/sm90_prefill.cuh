@@ -399,8 +399,10 @@ ptx::Error launch(const AttentionParams& p, const Schedule& schedule, ptx::Strea
   const bool on_host = p.k.num_device_pages == 0;  // then the maps of pages are not used
   return ptx::launch({ptx::Dim3(unsigned(ranges) * unsigned(p.num_kv_heads)), kThreads,
                       sizeof(SharedStorage<Traits>), 1, stream},
-                     kernel<Traits>, queries, on_host ? queries : map_pages(p, p.k, p.head_dim),
-                     on_host ? queries : map_pages(p, p.v, p.v_head_dim), p, schedule);
+                     kernel<Traits>, queries,
+                     on_host ? queries : map_pages(p, p.k, p.head_dim, schedule.keys_per_box),
+                     on_host ? queries : map_pages(p, p.v, p.v_head_dim, schedule.keys_per_box), p,
+                     schedule);
 }
 
 }  // namespace swa::cuda::sm90_prefill

@@ -342,9 +342,10 @@ ptx::Error launch(const AttentionParams& p, const Schedule& schedule, ptx::Strea
   const ptx::Dim3 grid(ranges, unsigned(p.num_kv_heads));
   const ptx::TensorMap queries = map_queries(p, 1 << schedule.tokens_shift);
   const bool on_host = p.k.num_device_pages == 0;  // then the maps of pages are not used
-  return ptx::launch({grid, kThreads, smem_bytes<Traits>(schedule.num_slots), 1, stream},
-                     kernel<Traits>, queries, on_host ? queries : map_pages(p, p.k, p.head_dim),
-                     on_host ? queries : map_pages(p, p.v, p.v_head_dim), p, schedule);
+  return ptx::launch(
+      {grid, kThreads, smem_bytes<Traits>(schedule.num_slots), 1, stream}, kernel<Traits>, queries,
+      on_host ? queries : map_pages(p, p.k, p.head_dim, schedule.keys_per_box),
+      on_host ? queries : map_pages(p, p.v, p.v_head_dim, schedule.keys_per_box), p, schedule);
 }
 
 }  // namespace swa::cuda::sm90_swa_prefill

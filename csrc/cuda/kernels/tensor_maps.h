@@ -7,11 +7,12 @@
 
 namespace swa::cuda {
 
-// Keys that one TMA load brings: pages are whole boxes, or the other way round. 0: neither.
-inline int keys_per_box(int page_size) {
+// Keys that one TMA load brings, at most `most`: pages are whole boxes, or the other way round. 0:
+// neither.
+inline int keys_per_box(int page_size, int most = 64) {
   constexpr int kSwizzleRows = 8;  // boxes start where the swizzle pattern does
-  if (page_size % 64 == 0) return 64;
-  return page_size % kSwizzleRows == 0 && 64 % page_size == 0 ? page_size : 0;
+  if (page_size % most == 0) return most;
+  return page_size % kSwizzleRows == 0 && most % page_size == 0 ? page_size : 0;
 }
 
 inline bool mappable(const PagePool& pool) {
@@ -27,11 +28,13 @@ inline bool mappable(const AttentionParams& p) {
 }
 
 inline ptx::ElementType element_type(DType dtype) {
+  if (dtype == DType::kFloat8) return ptx::ElementType::kByte;
   return dtype == DType::kBFloat16 ? ptx::ElementType::kBf16 : ptx::ElementType::kFp16;
 }
 
-// Coordinates: element, KV head, slot, page.
-inline ptx::TensorMap map_pages(const AttentionParams& p, const PagePool& pool, int dim) {
+// Coordinates: element, KV head, slot, page. A box is part of a panel.
+inline ptx::TensorMap map_pages(const AttentionParams& p, const PagePool& pool, int dim,
+                                int keys_per_box) {
   return ptx::encode_tensor_map(
       {pool.device,
        element_type(p.kv_dtype),
@@ -40,8 +43,8 @@ inline ptx::TensorMap map_pages(const AttentionParams& p, const PagePool& pool, 
         uint64_t(pool.num_device_pages)},
        {uint64_t(pool.device_head_stride), uint64_t(pool.device_slot_stride),
         uint64_t(pool.device_page_stride)},
-       {kPanelElements, 1, uint32_t(keys_per_box(p.page_size)), 1},
-       ptx::Swizzle::k128});
+       {kPanelElements, 1, uint32_t(keys_per_box), 1},
+       p.kv_dtype == DType::kFloat8 ? KvPanel<1>::kSwizzle : KvPanel<2>::kSwizzle});
 }
 
 // Coordinates: element, query head, row of q. A box has all heads of a group.

@@ -2,17 +2,14 @@
 // number in the sequence: panels of 64 elements, a row of a panel is the 128 bytes in which the
 // 128-byte swizzle exchanges 16-byte chunks. K's panels come first, then V's.
 #pragma once
-#include "cuda/ptx/platform.cuh"
+#include "cuda/tile/panel.cuh"
 
 namespace swa::cuda {
 
-constexpr int kPanelElements = 64, kPanelRowBytes = 128;
+constexpr int kPanelRowBytes = KvPanel<2>::kRowBytes;
 
-// Byte offset of a 16-byte chunk of a row, from the start of panels with `rows` rows each; they
-// start at multiples of 1024 bytes.
 SWA_DEVICE uint32_t panel_offset(int rows, int row, int chunk) {
-  return uint32_t(chunk / 8 * rows * kPanelRowBytes + row * kPanelRowBytes +
-                  ((chunk ^ row) & 7) * 16);
+  return KvPanel<2>::offset(rows, row, chunk);
 }
 
 template <int kHeadDim, int kValueDim, int kKeys_ = 64>

@@ -21,7 +21,8 @@ struct AttentionTraits {
                                              : (kHeadDim < 256 ? 4 : 2);
   static constexpr int kTileKeys = kTileSlices * kSliceKeys;
 
-  static_assert(kHeadDim % 32 == 0 && kValueDim % 32 == 0, "dims are cut into units of 32");
+  static_assert(kHeadDim % kPanelElements == 0 && kValueDim % kPanelElements == 0,
+                "dims are cut into panels");
 };
 
 }  // namespace swa::cuda
