@@ -173,16 +173,16 @@ def matrix_probes() -> list[Probe]:
         kernel = f"mma_{name}"
         add(kernel, kernel, lambda make, d=dtype: mma_arguments(make, d), 17, ("mma_m16n8k16",), False)
     waiting = ("wgmma_descriptor", "wgmma_fence", "wgmma_commit", "wgmma_wait", "pin_registers")
-    for n in (64, 128):
+    variants = [(n, "k", "ss") for n in (16, 32, 48)]
+    variants += [(n, major, source) for n in (64, 128) for major in ("k", "mn") for source in ("ss", "rs")]
+    for n, major, source in variants:
         for name, dtype in HALVES.items():
-            for major in ("k", "mn"):
-                for source in ("ss", "rs"):
-                    kernel = f"wgmma_{n}_{name}_{major}_{source}"
+            kernel = f"wgmma_{n}_{name}_{major}_{source}"
 
-                    def build(make: Callable, n: int = n, dtype: torch.dtype = dtype, major: str = major) -> tuple:
-                        return wgmma_arguments(make, n, dtype, major)
+            def build(make: Callable, n: int = n, dtype: torch.dtype = dtype, major: str = major) -> tuple:
+                return wgmma_arguments(make, n, dtype, major)
 
-                    add(kernel, kernel, build, 64, (f"wgmma_{source}", *waiting), True)
+            add(kernel, kernel, build, 64, (f"wgmma_{source}", *waiting), True)
     return probes
 
 

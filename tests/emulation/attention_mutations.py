@@ -153,6 +153,6 @@ ATTENTION_MUTATIONS = (
         "finite = finite && fabsf(value) < INFINITY",
         "finite = finite || fabsf(value) < INFINITY",
     ),
-    ("special: lost in decode", JOIN, "    if (careful)\n", "    if (false)\n"),
+    ("special: lost in decode", JOIN, "if (careful) add", "if (false) add"),
     ("special: lost in prefill", SPECIAL, "if (special && sees[r])", "if (special && sees[r] && key < 0)"),
 )

@@ -179,9 +179,10 @@ GOLDEN_90 = {
 
 def golden_wgmma() -> dict[str, list[str]]:
     expected = {}
-    for n, (dtype, name), (transposed, major), kind in itertools.product(
-        (64, 128), (("bf16", "bf16"), ("f16", "fp16")), enumerate(("k", "mn")), ("ss", "rs")
-    ):
+    variants = [(n, major, kind) for n in (64, 128) for major in ("k", "mn") for kind in ("ss", "rs")]
+    variants += [(n, "k", "ss") for n in (16, 32, 48)]
+    for (n, major, kind), (dtype, name) in itertools.product(variants, (("bf16", "bf16"), ("f16", "fp16"))):
+        transposed = int(major == "mn")
         operands = {"ss": f"11, 12, p, 1, 1, 0, {transposed};", "rs": f"{{5, 6, 7, 8}}, 12, p, 1, 1, {transposed};"}
         expected[f"wgmma_{kind}_{n}_{name}_{major}"] = [
             "wgmma.fence.sync.aligned;",

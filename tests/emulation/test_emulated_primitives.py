@@ -216,10 +216,11 @@ def test_tma_checks_its_arguments(emulator):
         emulator.launch("tma", **(arguments | {"size1": 21}))
 
 
-@pytest.mark.parametrize("source", ["ss", "rs"])
-@pytest.mark.parametrize("major", ["k", "mn"])
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("n", [64, 128])
+@pytest.mark.parametrize(
+    "n, major, source",
+    [(n, "k", "ss") for n in (16, 32, 48)] + [(n, m, s) for n in (64, 128) for m in ("k", "mn") for s in ("ss", "rs")],
+)
 def test_wgmma(emulator, n, dtype, major, source):
     a, b = random((64, 64), HALVES[dtype]), random((64, n), HALVES[dtype], 1)  # b is [k, n]
     exact = a.double() @ b.double()

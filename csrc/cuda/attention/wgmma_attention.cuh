@@ -38,32 +38,40 @@ SWA_DEVICE uint64_t value_descriptor(uint32_t values, int step) {
          uint64_t(step) * (kSliceKeys * kPanelRowBytes / kDescriptorUnit);
 }
 
-// Starts s = Q K^T with tiles of kTileKeys keys. `queries` and keys_at(tile) are addresses.
-template <class Traits, int kTileKeys, int kSize, class KeysAt>
-SWA_DEVICE void start_scores(float (&s)[kSize], uint32_t queries, KeysAt keys_at) {
-  constexpr int kRegisters = kTileKeys / 2;  // of a product
-  const uint64_t q = row_descriptor(queries);
-  ptx::wgmma_fence(s);
+// The products of scores from slice kDone on, where slice 0 is the kFirst-th of its tile: one per
+// tile.
+template <class Traits, int kTileKeys, int kFirst, int kDone, int kSize, class KeysAt>
+SWA_DEVICE void multiply_keys(float (&s)[kSize], uint64_t q, KeysAt keys_at) {
+  constexpr int kSlices = kSize / 8, kTileSlices = kTileKeys / kSliceKeys;
+  constexpr int kTile = (kFirst + kDone) / kTileSlices, kRow = (kFirst + kDone) % kTileSlices;
+  constexpr int kCount = ptx::min(kTileSlices - kRow, kSlices - kDone);
+  const uint64_t k = row_descriptor(keys_at(kTile) + uint32_t(kRow * kSliceKeys * kPanelRowBytes));
+  auto& part = reinterpret_cast<float (&)[kCount * 8]>(s[kDone * 8]);
   SWA_UNROLL
-  for (int tile = 0; tile < kSize / kRegisters; ++tile) {
-    const uint64_t k = row_descriptor(keys_at(tile));
-    auto& part = reinterpret_cast<float (&)[kRegisters]>(s[tile * kRegisters]);
-    SWA_UNROLL
-    for (int u = 0; u < Traits::kHeadDim / 16; ++u) {
-      const uint64_t panel = uint64_t(u / 4), in_panel = uint64_t(u % 4 * 2);
-      ptx::wgmma_ss<kTileKeys, Traits::kHalf, ptx::Major::kK>(
-          part, q + panel * kPanelUnits<kWarpgroupRows> + in_panel,
-          k + panel * kPanelUnits<kTileKeys> + in_panel, u > 0);
-    }
+  for (int u = 0; u < Traits::kHeadDim / 16; ++u) {
+    const uint64_t panel = uint64_t(u / 4), in_panel = uint64_t(u % 4 * 2);
+    ptx::wgmma_ss<kCount * kSliceKeys, Traits::kHalf, ptx::Major::kK>(
+        part, q + panel * kPanelUnits<kWarpgroupRows> + in_panel,
+        k + panel * kPanelUnits<kTileKeys> + in_panel, u > 0);
   }
+  if constexpr (kDone + kCount < kSlices)
+    multiply_keys<Traits, kTileKeys, kFirst, kDone + kCount>(s, q, keys_at);
+}
+
+// Starts s = Q K^T with tiles of kTileKeys keys, from slice kFirst of the first one on. `queries`
+// and keys_at(tile) are addresses.
+template <class Traits, int kTileKeys, int kFirst = 0, int kSize, class KeysAt>
+SWA_DEVICE void start_scores(float (&s)[kSize], uint32_t queries, KeysAt keys_at) {
+  ptx::wgmma_fence(s);
+  multiply_keys<Traits, kTileKeys, kFirst, 0>(s, row_descriptor(queries), keys_at);
   ptx::wgmma_commit();
 }
 
 // Products to scores, then to probabilities: 0 for keys that the row does not see.
-template <int kTiles>
-SWA_DEVICE void one_pass_softmax(KeyScores<kTiles * 64>& s, int first_key, const WarpRows& rows,
+template <int kKeys>
+SWA_DEVICE void one_pass_softmax(KeyScores<kKeys>& s, int first_key, const WarpRows& rows,
                                  const ScoreScale& scale, SoftmaxState& state) {
-  constexpr int kSlices = kTiles * 4;
+  constexpr int kSlices = kKeys / kSliceKeys;
   const int t = ptx::lane_id() % 4;
   if (scale.softcap > 0.f) {  // outside the loop over slices, which would have a branch per score
     SWA_UNROLL
@@ -179,21 +187,22 @@ SWA_DEVICE FlatOutput<Traits>& flat(Output<Traits>& out) {
   return reinterpret_cast<FlatOutput<Traits>&>(out);
 }
 
-// Starts out += P V, or out = P V, with tiles of kTileKeys keys. values_at(tile) is an address.
+// Starts out += P V, or out = P V, with tiles of kTileKeys keys, from slice `first` of the first
+// one on. values_at(tile) is an address.
 template <class Traits, int kTileKeys, int kSlices, class ValuesAt>
 SWA_DEVICE void start_values(Output<Traits>& out, const uint32_t (&p)[kSlices][4],
-                             ValuesAt values_at, bool accumulate) {
+                             ValuesAt values_at, bool accumulate, int first = 0) {
   constexpr int kColumns = ptx::min(Traits::kValueDim, 128);  // of a product
   constexpr int kSteps = kTileKeys / kSliceKeys;
   ptx::wgmma_fence(flat<Traits>(out));
   SWA_UNROLL
   for (int slice = 0; slice < kSlices; ++slice) {
-    const uint32_t values = values_at(slice / kSteps);
+    const uint32_t values = values_at((first + slice) / kSteps);
     SWA_UNROLL
     for (int part = 0; part < Traits::kValueDim / kColumns; ++part)
       ptx::wgmma_rs<kColumns, Traits::kHalf, ptx::Major::kMn>(
           reinterpret_cast<float (&)[kColumns / 2]>(out[part * kColumns / 8]), p[slice],
-          value_descriptor<kTileKeys>(values, slice % kSteps) +
+          value_descriptor<kTileKeys>(values, (first + slice) % kSteps) +
               uint64_t(part * kColumns / kPanelElements) * kPanelUnits<kTileKeys>,
           accumulate || slice > 0);
   }

@@ -30,7 +30,9 @@ namespace swa::cuda::sm90_swa_prefill {
 
 constexpr int kConsumers = 2, kFinishers = 3, kThreads = (1 + kConsumers) * 128;
 constexpr int kMaxTiles = 3, kMaxSlots = 8;
-constexpr int kTileKeys = 64;
+constexpr int kTileKeys = 64, kTileSlices = kTileKeys / kSliceKeys;
+// What up to 16 tokens see of a window of 114 to 129 keys; three tiles have 12.
+constexpr int kNarrowSlices = 9;
 
 struct Schedule {
   int tokens_shift;  // log2 of the tokens of a consumer's step
@@ -55,9 +57,8 @@ struct Segment {
   int first_tile, last_tile;    // last_tile < first_tile: it sees nothing
   int window;
 
-  SWA_DEVICE int first_tile_for(int position) const {
-    return ptx::max(0, position - window + 1) / kTileKeys;
-  }
+  SWA_DEVICE int first_key_for(int position) const { return ptx::max(0, position - window + 1); }
+  SWA_DEVICE int first_tile_for(int position) const { return first_key_for(position) / kTileKeys; }
 };
 
 SWA_DEVICE Segment segment_of_cta(const AttentionParams& p, const Schedule& schedule) {
@@ -180,26 +181,68 @@ SWA_DEVICE bool has_special_values(const RingView<Traits>& ring, int first_tile,
   return any != 0;
 }
 
+// What is left of a step when its scores are there: kKeys of them, from slice `first` of the tile
+// on.
+template <class Traits, int kKeys>
+SWA_DEVICE void finish_step(const RingView<Traits>& ring, int first_tile, int first,
+                            const WarpRows& rows, const ScoreScale& scale, KeyScores<kKeys>& s,
+                            SoftmaxState& state, Output<Traits>& out) {
+  one_pass_softmax<kKeys>(s, first_tile * kTileKeys + first * kSliceKeys, rows, scale, state);
+  KeyProbabilities<kKeys> probabilities;
+  pack_probabilities<Traits, kKeys>(probabilities, s);
+  using Tile = KvTile<Traits::kHeadDim, Traits::kValueDim>;
+  const uint32_t last = ring.address(first_tile + (kKeys - 1) / kTileKeys);
+  const uint32_t addresses[2] = {ring.address(first_tile), ring.address(first_tile + 1)};
+  const auto values_at = [&](int tile) {  // selected, not indexed: addresses stay in registers
+    return (tile == 0   ? addresses[0]
+            : tile == 1 ? addresses[1]
+                        : last) +
+           uint32_t(Tile::kValueOffset);
+  };
+  start_values<Traits, kTileKeys>(out, probabilities, values_at, false, first);
+  ptx::wgmma_wait<0>(flat<Traits>(out));
+}
+
 // A consumer's rows of a step over the kTiles tiles from first_tile on.
 template <class Traits, int kTiles, class QueriesRead>
 SWA_DEVICE void attend(const RingView<Traits>& ring, uint32_t queries, int first_tile,
                        const WarpRows& rows, const ScoreScale& scale, QueriesRead queries_read,
                        SoftmaxState& state, Output<Traits>& out) {
   constexpr int kKeys = kTiles * kTileKeys;
-  const auto keys_at = [&](int i) { return ring.address(first_tile + i); };
-  const auto values_at = [&](int i) {
-    using Tile = KvTile<Traits::kHeadDim, Traits::kValueDim>;
-    return ring.address(first_tile + i) + uint32_t(Tile::kValueOffset);
-  };
   KeyScores<kKeys> s;
-  start_scores<Traits, kTileKeys>(s, queries, keys_at);
+  start_scores<Traits, kTileKeys>(s, queries, [&](int i) { return ring.address(first_tile + i); });
   ptx::wgmma_wait<0>(s);
   queries_read();
-  one_pass_softmax<kTiles>(s, first_tile * kTileKeys, rows, scale, state);
-  KeyProbabilities<kKeys> probabilities;
-  pack_probabilities<Traits, kKeys>(probabilities, s);
-  start_values<Traits, kTileKeys>(out, probabilities, values_at, false);
-  ptx::wgmma_wait<0>(flat<Traits>(out));
+  finish_step<Traits, kKeys>(ring, first_tile, 0, rows, scale, s, state, out);
+}
+
+// The same over kNarrowSlices slices of three tiles, from slice `first` of first_tile on.
+template <class Traits, class QueriesRead>
+SWA_DEVICE void attend_narrow(const RingView<Traits>& ring, uint32_t queries, int first_tile,
+                              int first, const WarpRows& rows, const ScoreScale& scale,
+                              QueriesRead queries_read, SoftmaxState& state, Output<Traits>& out) {
+  constexpr int kKeys = kNarrowSlices * kSliceKeys;
+  KeyScores<kKeys> s;
+  const auto keys_at = [&](int i) { return ring.address(first_tile + i); };
+  switch (first) {  // the products' sizes; waited for in each branch, else ptxas serializes them
+    case 0:
+      start_scores<Traits, kTileKeys, 0>(s, queries, keys_at);
+      ptx::wgmma_wait<0>(s);
+      break;
+    case 1:
+      start_scores<Traits, kTileKeys, 1>(s, queries, keys_at);
+      ptx::wgmma_wait<0>(s);
+      break;
+    case 2:
+      start_scores<Traits, kTileKeys, 2>(s, queries, keys_at);
+      ptx::wgmma_wait<0>(s);
+      break;
+    default:
+      start_scores<Traits, kTileKeys, 3>(s, queries, keys_at);
+      ptx::wgmma_wait<0>(s);
+  }
+  queries_read();
+  finish_step<Traits, kKeys>(ring, first_tile, first, rows, scale, s, state, out);
 }
 
 // The consumer's part of a step: what the segment has of the tokens from `position` on.
@@ -245,11 +288,20 @@ SWA_DEVICE void consume(const AttentionParams& p, const Schedule& schedule, cons
       ptx::mbarrier_wait(ring.ready(tile), ring.parity(tile));
     }
     ptx::mbarrier_wait(q_full, parity);
+    // The last kNarrowSlices visible ones, if there are no more and they begin in the first tile.
+    const int narrow = last / kSliceKeys - kNarrowSlices + 1 - first_tile * kTileSlices;
+    const bool is_narrow = last_tile - first_tile == 2 && narrow >= 0 &&
+                           segment.first_key_for(ptx::max(position, segment.first)) / kSliceKeys >=
+                               first_tile * kTileSlices + narrow;
     SoftmaxState state;
     Output<Traits> out = {};
     switch (last_tile - first_tile + 1) {
       case 3:
-        attend<Traits, 3>(ring, queries, first_tile, rows, scale, queries_read, state, out);
+        if (is_narrow)
+          attend_narrow<Traits>(ring, queries, first_tile, narrow, rows, scale, queries_read, state,
+                                out);
+        else
+          attend<Traits, 3>(ring, queries, first_tile, rows, scale, queries_read, state, out);
         break;
       case 2:
         attend<Traits, 2>(ring, queries, first_tile, rows, scale, queries_read, state, out);

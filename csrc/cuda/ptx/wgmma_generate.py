@@ -5,7 +5,7 @@ Run it after changing SHAPES; a test checks that the file is up to date. The emu
 
 from pathlib import Path
 
-SHAPES = (64, 128)  # the instruction's N
+EDGES, SHAPES = (16, 32, 48), (64, 128)  # the instruction's N; edges: keys at a window's ends, for scores alone
 TYPES = {"kBf16": "bf16", "kFp16": "f16"}
 MAJORS = {"kK": 0, "kMn": 1}  # of B; the value is the instruction's transpose bit
 WIDTH = 116
@@ -60,6 +60,8 @@ SWA_DEVICE void wgmma_{kind}<{n}, Half::{type_name}, Major::{major}>(float (&d)[
 
 def generate() -> str:
     parts = ["// Written by wgmma_generate.py."]
+    for type_name in TYPES:
+        parts += [specialization("ss", n, type_name, "kK") for n in EDGES]
     for n in SHAPES:
         for type_name in TYPES:
             for major in MAJORS:

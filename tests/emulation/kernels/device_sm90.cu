@@ -20,6 +20,12 @@ ptx::Error launch_gemm(const void* a, const void* b, float* out) {
   INSTANTIATE_WGMMA(n, type, kK, true)    \
   INSTANTIATE_WGMMA(n, type, kMn, false)  \
   INSTANTIATE_WGMMA(n, type, kMn, true)
+INSTANTIATE_WGMMA(16, kBf16, kK, false)
+INSTANTIATE_WGMMA(32, kBf16, kK, false)
+INSTANTIATE_WGMMA(48, kBf16, kK, false)
+INSTANTIATE_WGMMA(16, kFp16, kK, false)
+INSTANTIATE_WGMMA(32, kFp16, kK, false)
+INSTANTIATE_WGMMA(48, kFp16, kK, false)
 INSTANTIATE_WGMMA_MAJORS(64, kBf16)
 INSTANTIATE_WGMMA_MAJORS(128, kBf16)
 INSTANTIATE_WGMMA_MAJORS(64, kFp16)

@@ -77,6 +77,14 @@ __device__ void golden_wgmma(void* out, uint32_t i) {
 #define GOLDEN_WGMMA(name, n, type, major)                                              \
   GOLDEN(wgmma_ss_##name) { golden_wgmma<n, Half::type, Major::major, false>(out, i); } \
   GOLDEN(wgmma_rs_##name) { golden_wgmma<n, Half::type, Major::major, true>(out, i); }
+#define GOLDEN_WGMMA_EDGE(name, n, type) \
+  GOLDEN(wgmma_ss_##name) { golden_wgmma<n, Half::type, Major::kK, false>(out, i); }
+GOLDEN_WGMMA_EDGE(16_bf16_k, 16, kBf16)
+GOLDEN_WGMMA_EDGE(32_bf16_k, 32, kBf16)
+GOLDEN_WGMMA_EDGE(48_bf16_k, 48, kBf16)
+GOLDEN_WGMMA_EDGE(16_fp16_k, 16, kFp16)
+GOLDEN_WGMMA_EDGE(32_fp16_k, 32, kFp16)
+GOLDEN_WGMMA_EDGE(48_fp16_k, 48, kFp16)
 GOLDEN_WGMMA(64_bf16_k, 64, kBf16, kK)
 GOLDEN_WGMMA(64_bf16_mn, 64, kBf16, kMn)
 GOLDEN_WGMMA(64_fp16_k, 64, kFp16, kK)

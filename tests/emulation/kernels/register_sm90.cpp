@@ -67,6 +67,16 @@ struct WgmmaRegistrations {
         mn_rs(prefix + "_mn_rs", run_wgmma<kN, kType, ptx::Major::kMn, true>) {}
   Registration k_ss, k_rs, mn_ss, mn_rs;
 };
+template <int kN, ptx::Half kType>
+constexpr auto run_wgmma_edge = run_wgmma<kN, kType, ptx::Major::kK, false>;
+const Registration wgmma_edges[] = {
+    {"wgmma_16_bf16_k_ss", run_wgmma_edge<16, ptx::Half::kBf16>},
+    {"wgmma_32_bf16_k_ss", run_wgmma_edge<32, ptx::Half::kBf16>},
+    {"wgmma_48_bf16_k_ss", run_wgmma_edge<48, ptx::Half::kBf16>},
+    {"wgmma_16_fp16_k_ss", run_wgmma_edge<16, ptx::Half::kFp16>},
+    {"wgmma_32_fp16_k_ss", run_wgmma_edge<32, ptx::Half::kFp16>},
+    {"wgmma_48_fp16_k_ss", run_wgmma_edge<48, ptx::Half::kFp16>},
+};
 const WgmmaRegistrations<64, ptx::Half::kBf16> wgmma_64_bf16("wgmma_64_bf16");
 const WgmmaRegistrations<128, ptx::Half::kBf16> wgmma_128_bf16("wgmma_128_bf16");
 const WgmmaRegistrations<64, ptx::Half::kFp16> wgmma_64_fp16("wgmma_64_fp16");
