@@ -2,7 +2,7 @@
 
     python bench/cuda_resources.py [--archs 80;90a;100;120] [--jobs 2] [--json bench/results/cuda_resources_13.0.json]
 
-Exits with an error if nvcc warns, or if a kernel spills or uses local memory.
+Exits with an error if nvcc warns or serializes wgmma, or if a kernel spills or uses local memory.
 """
 
 import argparse
@@ -50,14 +50,14 @@ def readable(symbol: str) -> str:
 
 
 def compile_one(nvcc: str, source: Path, arch: str) -> list[Kernel]:
-    """Raises RuntimeError with nvcc's words when it refuses or warns."""
+    """Raises RuntimeError with nvcc's words when it refuses, warns or serializes wgmma."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "kernel.cubin"
         flags = ["-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v,-Werror", f"-arch=sm_{arch}", "-cubin"]
         command = [nvcc, *flags, f"-I{ROOT / 'csrc'}", str(source), "-o", str(target)]
         result = subprocess.run(command, capture_output=True, text=True)
     log = result.stdout + result.stderr
-    if result.returncode:
+    if result.returncode or "serialized" in log:  # wgmma that ptxas could not keep asynchronous
         raise RuntimeError(f"{source.name} for sm_{arch}:\n{log}")
     pattern = (
         r"Compiling entry function '(\S+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"

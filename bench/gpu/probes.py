@@ -225,6 +225,15 @@ def tma_probes() -> list[Probe]:
     ]
 
 
+def tma_store_arguments() -> Arguments:
+    """A box that a tensor of 38 tokens, 16 heads of 128 elements cuts at its last token."""
+    tensor = torch.full((38, 16, 128), 7.0).bfloat16()
+    arguments = {"in": reads(bits(16, 32), "in"), "out": writes(tensor), "rank": 3, "swizzle": 3}
+    for i, (size, stride, box) in enumerate(((128, 1, 64), (16, 128, 8), (38, 16 * 128, 2))):
+        arguments |= {f"size{i}": size, f"stride{i}": stride * 2, f"box{i}": box}
+    return arguments | {"c0": 64, "c1": 8, "c2": 37}
+
+
 def ld_st_arguments() -> Arguments:
     arguments: Arguments = {}
     for width in (4, 8, 16):
@@ -314,6 +323,19 @@ def small_probes() -> list[Probe]:
         ),
         probe("phases", phases, lambda: in_out(bits(128), unwritten(130)), needs_sm90=True),
         probe("handover", handover, lambda: in_out(bits(128), unwritten(128)), needs_sm90=True),
+        probe(
+            "tma_store",
+            ("tma_store_3d", "bulk_wait_read", "fence_proxy_async"),
+            tma_store_arguments,
+            needs_sm90=True,
+        ),
+        probe("e4m3", ("e4m3_to_fp16",), lambda: {"out": writes(unwritten(65536))}, needs_sm90=True),
+        probe(
+            "dependent",
+            ("launch_dependents", "wait_for_grid"),
+            lambda: {"words": writes(unwritten(2048)), "out": writes(unwritten(2048))},
+            needs_sm90=True,
+        ),
         probe("cluster_sum", (*cluster, *bulk), cluster_arguments, needs_sm90=True),
         Probe("gemm exact", "gemm_sm90", moved, lambda: gemm_arguments(integers)[0], same_bits, needs_sm90=True),
         Probe(

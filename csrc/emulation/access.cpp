@@ -14,6 +14,16 @@ void load_global(void* to, const void* address, size_t bytes, Loc loc) {
   std::memcpy(to, address, bytes);
 }
 
+void load_constant(void* to, const void* address, size_t bytes, Loc loc) {
+  const Buffer& buffer = check_global(address, bytes, false, loc);
+  if (machine().launch->shape.dependent && buffer.writable)
+    report(Kind::kGridDependency, loc, {},
+           format("non-coherent read of '%s' at %s: the kernel ahead may write it while this one, "
+                  "its dependent, runs",
+                  buffer.name.c_str(), to_string(loc).c_str()));
+  load_global(to, address, bytes, loc);
+}
+
 void store_global(void* address, const void* from, size_t bytes, Loc loc) {
   check_aligned(reinterpret_cast<uintptr_t>(address), bytes, "global store", loc);
   const Buffer& buffer = check_global(address, bytes, true, loc);

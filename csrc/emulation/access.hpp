@@ -9,6 +9,8 @@
 namespace swa::emu {
 
 void load_global(void* to, const void* address, size_t bytes, Loc loc);
+// Through the non-coherent cache, which may be filled before the kernel ahead has ended.
+void load_constant(void* to, const void* address, size_t bytes, Loc loc);
 void store_global(void* address, const void* from, size_t bytes, Loc loc);
 void load_shared(void* to, uint32_t address, size_t bytes, Loc loc);
 void store_shared(uint32_t address, const void* from, size_t bytes, Loc loc);

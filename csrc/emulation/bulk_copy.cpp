@@ -58,23 +58,27 @@ void bulk_load(uint32_t dst, const void* src, uint32_t bytes, uint32_t mbarrier,
              "cp.async.bulk", loc);
 }
 
-void bulk_store(void* dst, uint32_t src, uint32_t bytes, Loc loc) {
+void async_store(const std::vector<StoreSegment>& segments, Loc loc) {
   Machine& m = machine();
   const Thread& t = self();
+  uint32_t clock = 0;
+  const int reader = m.config.race ? m.clocks.store_reader_entity() : 0;
+  if (m.config.race) clock = ++m.clocks.of(reader)[reader];
+  for (const StoreSegment& s : segments) {
+    if (m.config.race)
+      shadow_read({*t.block, s.offset, s.bytes, reader, m.clocks.of(t.entity), true, loc}, clock);
+    m.bulk_stores.push_back({&t, t.bulk_group, clock, s, loc});
+  }
+}
+
+void bulk_store(void* dst, uint32_t src, uint32_t bytes, Loc loc) {
   check_aligned(src, 16, "cp.async.bulk source", loc);
   check_aligned(reinterpret_cast<uintptr_t>(dst), 16, "cp.async.bulk destination", loc);
   check_aligned(bytes, 16, "cp.async.bulk size", loc);
   const Buffer& buffer = check_global(dst, bytes, true, loc);
-  smem_at(*t.block, src, bytes, "cp.async.bulk source", loc);
+  smem_at(*self().block, src, bytes, "cp.async.bulk source", loc);
   count_bulk(Op::kBulkStore, {{reinterpret_cast<uintptr_t>(dst), bytes, buffer.tag}}, loc);
-  uint32_t clock = 0;
-  if (m.config.race) {
-    const int reader = m.clocks.store_reader_entity();
-    clock = ++m.clocks.of(reader)[reader];
-    shadow_read({*t.block, smem_offset(src), bytes, reader, m.clocks.of(t.entity), true, loc},
-                clock);
-  }
-  m.bulk_stores.push_back({&t, t.bulk_group, clock, src, dst, bytes, loc});
+  async_store({{smem_offset(src), static_cast<uint8_t*>(dst), bytes}}, loc);
 }
 
 void bulk_commit() { self().bulk_group++; }
@@ -89,7 +93,8 @@ void bulk_wait(uint32_t n) {
       m.bulk_stores[kept++] = s;
       continue;
     }
-    std::memcpy(s.dst, t.block->smem + smem_offset(s.src), s.bytes);
+    const auto& [offset, dst, bytes] = s.segment;
+    if (dst) std::memcpy(dst, t.block->smem + offset, bytes);
     if (m.config.race) {
       uint32_t& seen = m.clocks.of(t.entity)[m.clocks.store_reader_entity()];
       seen = std::max(seen, s.clock);

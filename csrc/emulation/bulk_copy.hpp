@@ -25,18 +25,29 @@ void async_load(Block& block, std::vector<LoadSegment> segments, uint32_t bytes,
 
 void bulk_load(uint32_t dst, const void* src, uint32_t bytes, uint32_t mbarrier, Loc loc);
 
+// A piece of an asynchronous store: `bytes` from `offset` of the block's shared memory to `dst`;
+// nullptr: they are read and go nowhere.
+struct StoreSegment {
+  uint32_t offset;
+  uint8_t* dst;
+  uint32_t bytes;
+};
+
 // A store to global memory that has not been waited for; it lands then.
 struct BulkStore {
   const Thread* thread;
   uint32_t group, clock;
-  uint32_t src;
-  void* dst;
-  uint32_t bytes;
+  StoreSegment segment;
   Loc loc;
 };
+
+// Adds a store to the running thread's current bulk group.
+void async_store(const std::vector<StoreSegment>& segments, Loc loc);
+
 void bulk_store(void* dst, uint32_t src, uint32_t bytes, Loc loc);
 void bulk_commit();
-// Waits for all but the `n` most recently committed groups of the running thread.
+// Waits for all but the `n` most recently committed groups of the running thread: for their reads
+// of shared memory, after which what they write lands, too.
 void bulk_wait(uint32_t n);
 
 }  // namespace swa::emu

@@ -88,6 +88,8 @@ const char* to_string(Op op) {
       return "bulk_store";
     case Op::kTmaLoad:
       return "tma_load";
+    case Op::kTmaStore:
+      return "tma_store";
     case Op::kSharedLoad:
       return "shared_load";
     case Op::kSharedStore:

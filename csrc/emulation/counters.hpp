@@ -28,6 +28,7 @@ enum class Op : uint8_t {
   kBulkLoad,
   kBulkStore,
   kTmaLoad,
+  kTmaStore,
   kSharedLoad,
   kSharedStore,
   kLdmatrix,

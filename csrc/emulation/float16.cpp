@@ -50,4 +50,13 @@ uint16_t float_to_fp16(float value) {
   return sign | uint16_t((u - 0x38000000) >> 13);
 }
 
+uint16_t e4m3_to_fp16(uint8_t bits) {
+  const auto sign = uint16_t((bits & 0x80) << 8);
+  const int exponent = bits >> 3 & 15, mantissa = bits & 7;
+  if (exponent == 15 && mantissa == 7) return kNan;
+  const float size = exponent == 0 ? std::ldexp(float(mantissa), -9)
+                                   : std::ldexp(float(8 + mantissa), exponent - 10);
+  return sign | float_to_fp16(size);
+}
+
 }  // namespace swa::emu

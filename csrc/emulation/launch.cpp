@@ -34,6 +34,7 @@ void set_up_thread(Machine& m, Thread& t, Warp& warp, unsigned linear, size_t in
   t.state = State::kReady;
   t.cp_async.clear();
   t.cp_async_group = t.bulk_group = t.fenced_clock = t.epoch = 0;
+  t.waited_for_grid = false;
   fiber_make(t.fiber, m.stacks.low(index), m.stacks.bytes_each(), thread_main, &t);
 }
 

@@ -35,7 +35,8 @@ Session& active_session();  // throws std::logic_error when there is none
 struct LaunchShape {
   Dim3 grid, block;
   size_t smem_bytes = 0;
-  unsigned cluster = 1;  // CTAs per cluster, along x
+  unsigned cluster = 1;    // CTAs per cluster, along x
+  bool dependent = false;  // may start before the kernel ahead has ended
 };
 
 // One kernel launch, shared by the host threads that run its clusters.

@@ -60,6 +60,7 @@ struct Thread {
   uint32_t bulk_group = 0;
   uint32_t fenced_clock =
       0;  // own clock up to which generic writes are visible to the asynchronous proxy
+  bool waited_for_grid = false;
   uint32_t epoch =
       0;  // times it met the whole warp or a barrier; groups lanes into requests (counters)
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "grid_dependency.hpp"
 #include "machine.hpp"
 
 namespace swa::emu {
@@ -60,6 +61,7 @@ const Buffer& check_global(const void* pointer, size_t bytes, bool write, Loc lo
   if (write && !b->writable)
     fail(Kind::kReadOnly, loc,
          format("write to read-only global '%s', %s", b->name.c_str(), to_string(loc).c_str()));
+  check_grid_dependency(*b, write, loc);
   return *b;
 }
 

@@ -45,6 +45,8 @@ const char* to_string(Kind kind) {
       return "never-waited";
     case Kind::kExitedPeer:
       return "exited-peer";
+    case Kind::kGridDependency:
+      return "grid-dependency";
     case Kind::kInvalid:
       return "invalid";
   }

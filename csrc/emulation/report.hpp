@@ -24,11 +24,12 @@ enum class Kind {
   kOutOfBounds,
   kReadOnly,
   kMisaligned,
-  kMemoryFault,  // a raw pointer left shared memory
-  kWgmma,        // missing wgmma.fence, accumulator touched in flight, bad descriptor ...
-  kNeverWaited,  // an asynchronous operation still pending at exit
-  kExitedPeer,   // access to a CTA of the cluster that has exited
-  kInvalid,      // an argument that the instruction does not allow
+  kMemoryFault,     // a raw pointer left shared memory
+  kWgmma,           // missing wgmma.fence, accumulator touched in flight, bad descriptor ...
+  kNeverWaited,     // an asynchronous operation still pending at exit
+  kExitedPeer,      // access to a CTA of the cluster that has exited
+  kGridDependency,  // a dependent kernel ahead of the one that it depends on
+  kInvalid,         // an argument that the instruction does not allow
 };
 const char* to_string(Kind kind);
 

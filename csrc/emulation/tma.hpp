@@ -1,5 +1,5 @@
-// TMA tensor loads (cp.async.bulk.tensor), 1 to 5 dimensions, with zeros outside the tensor,
-// swizzle and multicast.
+// TMA tensor copies (cp.async.bulk.tensor), 1 to 5 dimensions, with swizzle: loads with zeros
+// outside the tensor and multicast, stores that leave out what is outside.
 #pragma once
 #include <cstdint>
 
@@ -12,5 +12,8 @@ namespace swa::emu {
 // own mbarrier.
 void tma_load(int rank, uint32_t dst, const TensorMap* map, uint32_t mbarrier,
               const int* coordinates, uint16_t multicast, Loc loc);
+
+// In the thread's current bulk group.
+void tma_store(int rank, const TensorMap* map, uint32_t src, const int* coordinates, Loc loc);
 
 }  // namespace swa::emu

@@ -108,7 +108,7 @@ class Site:
 
 
 GLOBAL_READS = ("global_load", "cp_async", "bulk_load", "tma_load")
-GLOBAL_WRITES = ("global_store", "bulk_store")
+GLOBAL_WRITES = ("global_store", "bulk_store", "tma_store")
 
 
 @dataclass(frozen=True)

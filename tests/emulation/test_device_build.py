@@ -166,6 +166,11 @@ GOLDEN_90 = {
     "tma_load_3d": [TMA.format(3) + " [256], [in, {1, 2, 3}], [768];"],
     "tma_load_4d": [TMA.format(4) + " [256], [in, {1, 2, 3, 4}], [768];"],
     "tma_load_2d_multicast": [TMA.format(2) + ".multicast::cluster [256], [in, {1, 2}], [768], 5;"],
+    "tma_store_3d": ["cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [in, {1, 2, 3}], [256];"],
+    "bulk_wait_read": ["cp.async.bulk.wait_group.read 2;"],
+    "launch_dependents": ["griddepcontrol.launch_dependents;"],
+    "wait_for_grid": ["griddepcontrol.wait;"],
+    "e4m3_to_fp16": ["cvt.rn.f16x2.e4m3x2 A, ", "[out], A;"],
     "cluster_rank": ["mov.u32 A, %cluster_ctarank;", "[out], A;"],
     "cluster_arrive": ["barrier.cluster.arrive.release.aligned;"],
     "cluster_wait": ["barrier.cluster.wait.acquire.aligned;"],
@@ -267,7 +272,7 @@ def test_every_golden_kernel_is_checked(golden):
 
 # Not instructions of their own.
 HELPERS = {"bit_cast", "thread_idx", "block_idx", "block_dim", "grid_dim", "min", "max", "wgmma_descriptor"}
-HELPERS |= {"pin_registers", "shared_storage", "smem_u32"}
+HELPERS |= {"pin_registers", "claim_registers", "shared_storage", "smem_u32"}
 
 
 def test_every_primitive_has_a_golden_kernel():

@@ -195,6 +195,56 @@ def test_tma(emulator, case):
     assert run.counters.bytes_read("in") == inside
 
 
+TMA_STORES = {  # as TMA_CASES
+    "outputs": ((40, 64, 128), (64, 8, 2), (64, 16, 38), 3),
+    "row_edge": ((6, 5, 64), (64, 1, 8), (0, 4, 3), 3),
+    "boxes": ((6, 5, 32), (32, 3, 2), (0, 3, 5), 2),
+    "negative": ((6, 5, 32), (16, 4, 4), (-8, -2, 1), 1),
+    "cut_inside_16_bytes": ((4, 3, 44), (16, 2, 2), (32, 1, 1), 0),
+    "all_outside": ((6, 5, 32), (32, 1, 4), (0, 0, 6), 0),
+}
+
+
+@pytest.mark.parametrize("case", TMA_STORES)
+def test_tma_store(emulator, case):
+    """What lies outside the tensor is left out: the elements between narrow rows, too, stay as they were."""
+    shape, box, start, swizzle = TMA_STORES[case]
+    padded = -(-shape[-1] // 8) * 8
+    whole = torch.full((*shape[:-1], padded), 7.0).bfloat16()
+    tensor, values = whole[..., : shape[-1]], random(tuple(reversed(box))).bfloat16()
+    chunks = values.reshape(-1, 8)
+    at = torch.arange(len(chunks))
+    box_in_memory = torch.empty_like(chunks)
+    box_in_memory[at ^ (at >> 3 & (0, 1, 3, 7)[swizzle])] = chunks
+    arguments = tma_arguments(tensor, box, start, swizzle, tensor)
+    arguments |= {"in": reads(box_in_memory, "in"), "out": writes(tensor)}
+    expected, wanted, there = whole.clone(), [], []
+    for size, length, first in zip(reversed(shape), box, start):
+        low, high = max(first, 0), max(min(first + length, size), max(first, 0))
+        wanted.insert(0, slice(low, high))
+        there.insert(0, slice(low - first, high - first))
+    expected[..., : shape[-1]][tuple(wanted)] = values[tuple(there)]
+    run = emulator.launch("tma_store", **arguments).check()
+    assert whole.equal(expected)
+    assert run.counters.traffic(ops="tma_store").bytes == tensor[tuple(wanted)].numel() * 2
+
+
+def test_float8_as_half(emulator):
+    out = fresh((65536,))
+    emulator.launch("e4m3", out=writes(out)).check()
+    pairs = torch.arange(65536, dtype=torch.int32).to(torch.uint16)
+    expected = pairs.view(torch.float8_e4m3fn).half().view(65536, 2)
+    found = out.view(torch.float16).view(65536, 2)
+    assert torch.equal(found.nan_to_num(7000), expected.nan_to_num(7000))
+    assert (out.view(torch.int16)[expected.isnan().flatten()] == 0x7FFF).all()
+
+
+def test_a_dependent_kernel_finds_what_the_one_ahead_wrote(emulator):
+    words, out = fresh((2048,)), fresh((2048,))
+    emulator.launch("dependent", words=writes(words), out=writes(out)).check()
+    assert out.equal(words) and (words != -1).any()
+
+
 def test_tma_checks_its_arguments(emulator):
     tensor, out = random((20, 64)).bfloat16(), fresh((256,))
 

@@ -64,7 +64,7 @@ int decode(const AttentionParams& p, const Device& device, Stream stream) {
   if (error || p.num_splits == 1) return error;
   const auto combine = p.dtype == DType::kBFloat16 ? smxx_combine::launch<ptx::Half::kBf16>
                                                    : smxx_combine::launch<ptx::Half::kFp16>;
-  return int(combine(p, static_cast<ptx::Stream>(stream)));
+  return int(combine(p, device, static_cast<ptx::Stream>(stream)));
 }
 
 }  // namespace swa::cuda

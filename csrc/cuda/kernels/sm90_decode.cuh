@@ -20,6 +20,7 @@
 #include "cuda/attention/slice_loader.cuh"
 #include "cuda/kernels/tensor_maps.h"
 #include "cuda/ptx/fence.cuh"
+#include "cuda/ptx/grid_dependency.cuh"
 #include "cuda/ptx/launch.cuh"
 
 namespace swa::cuda::sm90_decode {
@@ -155,6 +156,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (split >= splits_touched(keys)) return;
     keys = split_of(keys, split);
   }
+  ptx::launch_dependents();
   auto& smem = ptx::shared_storage<SharedStorage<Traits>>();
   init(smem, schedule.num_slots);
   const KvLoader<Traits> loader(p, seq, kv_head, keys.begin, keys.end);

@@ -1,9 +1,11 @@
 // Joins the splits of a decode: a warp per row and head weighs the partial results by their
 // log-sum-exp, in the order of the splits, and adds the sink once. Splits that the row's sequence
-// does not touch were never written and are not read.
+// does not touch were never written and are not read. From Hopper on it is launched as dependent on
+// the kernel of the splits: its CTAs are there when the last of those ends.
 #pragma once
 #include "cuda/attention/decode_split.cuh"
 #include "cuda/attention/epilogue.cuh"
+#include "cuda/ptx/grid_dependency.cuh"
 #include "cuda/ptx/launch.cuh"
 
 namespace swa::cuda::smxx_combine {
@@ -12,6 +14,7 @@ constexpr int kWarps = 4, kThreads = kWarps * 32;
 
 template <ptx::Half kHalf>
 __global__ void __launch_bounds__(kThreads) kernel(const __grid_constant__ AttentionParams p) {
+  ptx::wait_for_grid();
   const int num_heads = p.num_kv_heads * p.group_size;
   const int64_t index = int64_t(ptx::block_idx().x) * kWarps + ptx::warp_id();
   if (index >= int64_t(p.num_seqs) * p.q_len * num_heads) return;
@@ -39,7 +42,10 @@ __global__ void __launch_bounds__(kThreads) kernel(const __grid_constant__ Atten
       const float lse = partial_lse[s];
       if (lse == -INFINITY) continue;  // 0 x whatever the split met for other rows
       const float weight = ptx::ex2(lse - base) * result.factor;
-      const ptx::U32x4 raw = ptx::ldg<ptx::U32x4>(partial_out + int64_t(s) * p.v_head_dim + column);
+      // Not through the non-coherent cache: the kernel ahead wrote it while this one was there.
+      const ptx::GlobalPointer<const ptx::U32x4> columns =
+          reinterpret_cast<const ptx::U32x4*>(partial_out + int64_t(s) * p.v_head_dim + column);
+      const ptx::U32x4 raw = columns[0];
       x[0] += ptx::bit_cast<float>(raw.x) * weight;
       x[1] += ptx::bit_cast<float>(raw.y) * weight;
       x[2] += ptx::bit_cast<float>(raw.z) * weight;
@@ -53,10 +59,11 @@ __global__ void __launch_bounds__(kThreads) kernel(const __grid_constant__ Atten
 }
 
 template <ptx::Half kHalf>
-ptx::Error launch(const AttentionParams& p, ptx::Stream stream) {
+ptx::Error launch(const AttentionParams& p, const Device& device, ptx::Stream stream) {
   const int64_t rows = int64_t(p.num_seqs) * p.q_len * p.num_kv_heads * p.group_size;
   const unsigned blocks = unsigned((rows + kWarps - 1) / kWarps);
-  return ptx::launch({blocks, kThreads, 0, 1, stream}, kernel<kHalf>, p);
+  const bool dependent = device.compute_capability >= 90;
+  return ptx::launch({blocks, kThreads, 0, 1, stream, dependent}, kernel<kHalf>, p);
 }
 
 }  // namespace swa::cuda::smxx_combine

@@ -50,4 +50,14 @@ SWA_DEVICE void bulk_wait() {
 #endif
 }
 
+// The same, for shared memory to have been read only: it may be written again, or the CTA may end.
+template <int kPending>
+SWA_DEVICE void bulk_wait_read() {
+#if SWA_EMULATED
+  emu::bulk_wait(kPending);
+#else
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
 }  // namespace swa::ptx

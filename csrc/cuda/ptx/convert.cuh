@@ -14,6 +14,29 @@ using emu::Half;
 enum class Half { kBf16, kFp16 };
 #endif
 
+// Whether the card converts float8 by an instruction (sm_89).
+#if SWA_EMULATED
+constexpr bool kConvertsFloat8 = true;
+#elif defined(__CUDA_ARCH__)
+constexpr bool kConvertsFloat8 = __CUDA_ARCH__ >= 890;
+#else
+constexpr bool kConvertsFloat8 = false;
+#endif
+
+// Two float8_e4m3fn in bits 0-15 as fp16, the first one in the low half: exact; NaN is 0x7fff.
+SWA_DEVICE uint32_t e4m3_to_fp16(uint32_t two_bytes) {
+#if SWA_EMULATED
+  return emu::e4m3_to_fp16(uint8_t(two_bytes)) |
+         uint32_t(emu::e4m3_to_fp16(uint8_t(two_bytes >> 8))) << 16;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  uint32_t packed;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(packed) : "h"(uint16_t(two_bytes)));
+  return packed;
+#else
+  return two_bytes;  // never called: kConvertsFloat8
+#endif
+}
+
 // Rounds to nearest even.
 template <Half kType>
 SWA_DEVICE uint32_t pack_half(float low, float high) {

@@ -24,6 +24,8 @@ struct LaunchConfig {
   size_t smem_bytes = 0;
   unsigned cluster = 1;  // CTAs per cluster, along x
   Stream stream = nullptr;
+  // May start before the kernel ahead of it in the stream has ended (grid_dependency.cuh); sm_90.
+  bool dependent = false;
 };
 
 // Returns what CUDA says about the launch, 0 (cudaSuccess) if it went well. In emulation the kernel
@@ -31,7 +33,7 @@ struct LaunchConfig {
 template <class... Params, class... Arguments>
 Error launch(const LaunchConfig& config, void (*kernel)(Params...), Arguments... arguments) {
 #if SWA_EMULATED
-  emu::launch({config.grid, config.block, config.smem_bytes, config.cluster},
+  emu::launch({config.grid, config.block, config.smem_bytes, config.cluster, config.dependent},
               [kernel, arguments...] { kernel(arguments...); });
   return 0;
 #else
@@ -41,17 +43,26 @@ Error launch(const LaunchConfig& config, void (*kernel)(Params...), Arguments...
                                              int(config.smem_bytes));
     if (error != cudaSuccess) return error;
   }
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = config.cluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned num_attributes = 0;
+  if (config.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[num_attributes++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = config.cluster;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  }
+  if (config.dependent) {
+    cudaLaunchAttribute& attribute = attributes[num_attributes++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
   cudaLaunchConfig_t launch_config = {};
   launch_config.gridDim = config.grid;
   launch_config.blockDim = config.block;
   launch_config.dynamicSmemBytes = config.smem_bytes;
   launch_config.stream = config.stream;
-  launch_config.attrs = &attribute;
-  launch_config.numAttrs = config.cluster > 1 ? 1 : 0;
+  launch_config.attrs = attributes;
+  launch_config.numAttrs = num_attributes;
   return cudaLaunchKernelEx(&launch_config, kernel, Params(arguments)...);
 #endif
 }

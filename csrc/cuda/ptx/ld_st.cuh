@@ -19,13 +19,14 @@ using GlobalPointer = T*;
 template <class V>
 constexpr bool kVectorizable = sizeof(V) == 4 || sizeof(V) == 8 || sizeof(V) == 16;
 
-// Read through the non-coherent cache: only for memory that nobody writes while the kernel runs.
+// Read through the non-coherent cache: only for memory that nobody writes while the kernel runs,
+// which for a dependent kernel (grid_dependency.cuh) includes what it waits for.
 template <class V>
 SWA_DEVICE V ldg(const void* address SWA_LOC) {
   static_assert(kVectorizable<V>, "ldg takes 4, 8 or 16 bytes");
 #if SWA_EMULATED
   V value;
-  emu::load_global(&value, address, sizeof value, loc);
+  emu::load_constant(&value, address, sizeof value, loc);
   return value;
 #else
   if constexpr (sizeof(V) == 4) {

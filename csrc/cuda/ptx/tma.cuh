@@ -1,6 +1,6 @@
 // TMA (sm_90): loads a box of a tensor into shared memory, zeros outside the tensor, swizzled by
-// address; completes the whole box's bytes on the mbarrier. Issued by one thread. Coordinates are
-// in elements, dimension 0 first.
+// address; completes the whole box's bytes on the mbarrier. Or stores one, in the thread's current
+// bulk group (bulk.cuh). Issued by one thread. Coordinates are in elements, dimension 0 first.
 #pragma once
 #include "cuda/ptx/platform.cuh"
 #include "cuda/ptx/tensor_map.cuh"
@@ -66,6 +66,18 @@ SWA_DEVICE void tma_load_2d_multicast(uint32_t dst, const TensorMap* map, uint32
       "cluster [%0], "
       "[%1, {%3, %4}], [%2], %5;" ::"r"(dst),
       "l"(map), "r"(mbarrier), "r"(c0), "r"(c1), "h"(ctas)
+      : "memory");
+#endif
+}
+
+SWA_DEVICE void tma_store_3d(const TensorMap* map, uint32_t src, int c0, int c1, int c2 SWA_LOC) {
+#if SWA_EMULATED
+  const int c[] = {c0, c1, c2};
+  emu::tma_store(3, map, src, c, loc);
+#else
+  asm volatile(
+      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
+      "r"(src), "r"(c0), "r"(c1), "r"(c2)
       : "memory");
 #endif
 }

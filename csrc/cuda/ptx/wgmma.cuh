@@ -50,6 +50,8 @@ void wgmma_fence(float (&)[kSize] SWA_LOC) {
 }
 template <int kSize>
 void pin_registers(float (&)[kSize]) {}
+template <int kSize>
+void claim_registers(float (&)[kSize]) {}
 inline void wgmma_commit(SWA_LOC_ONLY) { emu::wgmma_commit(loc); }
 template <int kPending, int kSize>
 void wgmma_wait(float (&)[kSize] SWA_LOC) {
@@ -64,6 +66,15 @@ template <int kSize>
 SWA_DEVICE void pin_registers(float (&d)[kSize]) {
   SWA_UNROLL
   for (int i = 0; i < kSize; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// Gives accumulators that are not defined yet registers of their own, by no instruction: branches
+// that begin with undefined accumulators of one size would share them, and where their products are
+// cut differently ptxas serializes all of them.
+template <int kSize>
+SWA_DEVICE void claim_registers(float (&d)[kSize]) {
+  SWA_UNROLL
+  for (int i = 0; i < kSize; ++i) asm volatile("" : "=f"(d[i]));
 }
 
 template <int kSize>

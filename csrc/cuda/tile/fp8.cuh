@@ -1,4 +1,4 @@
-// float8_e4m3fn in plain arithmetic: sm_80 has no instruction for it.
+// float8_e4m3fn in plain arithmetic: sm_80 has no instructions for it.
 #pragma once
 #include <cmath>
 
@@ -34,6 +34,12 @@ SWA_DEVICE uint32_t encode_e4m3(float x) {
 // The two values in bits 0-15 as 16-bit floats, the first one in the low half; exact in both types.
 template <ptx::Half kHalf>
 SWA_DEVICE uint32_t decode_e4m3_pair(uint32_t two_bytes) {
+  if constexpr (ptx::kConvertsFloat8) {
+    const uint32_t halves = ptx::e4m3_to_fp16(two_bytes);
+    if constexpr (kHalf == ptx::Half::kFp16) return halves;
+    return ptx::pack_half<kHalf>(ptx::half_low<ptx::Half::kFp16>(halves),
+                                 ptx::half_high<ptx::Half::kFp16>(halves));
+  }
   return ptx::pack_half<kHalf>(decode_e4m3(two_bytes & 0xff), decode_e4m3(two_bytes >> 8 & 0xff));
 }
 

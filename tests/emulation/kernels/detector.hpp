@@ -5,6 +5,7 @@
 #include "cuda/ptx/cluster.cuh"
 #include "cuda/ptx/cp_async.cuh"
 #include "cuda/ptx/fence.cuh"
+#include "cuda/ptx/grid_dependency.cuh"
 #include "cuda/ptx/launch.cuh"
 #include "cuda/ptx/ld_st.cuh"
 #include "cuda/ptx/ldmatrix.cuh"
@@ -40,6 +41,12 @@ struct Scene {
   uint32_t word_address(int i) const { return words_at + uint32_t(i) * 4; }
   void read(int i SWA_LOC) const { (void)uint32_t(words[{i, loc}]); }
 
+  // 64 words of the sink in a box of rows of 32 bytes.
+  ptx::TensorMap sink_map() const {
+    return ptx::encode_tensor_map(
+        {sink, ptx::ElementType::kBf16, 3, {16, 2, 4}, {32, 64}, {16, 2, 4}, ptx::Swizzle::kNone});
+  }
+
   // An mbarrier ready for everybody, TMA included.
   void init_barrier(uint32_t count) const {
     if (t == 0) {
@@ -52,11 +59,12 @@ struct Scene {
 
 // Registers `body` as "detector/<name>", one block (or one cluster) of `threads`.
 struct DetectorCase {
-  DetectorCase(const char* name, unsigned threads, void (*body)(Scene&), unsigned cluster = 1)
+  DetectorCase(const char* name, unsigned threads, void (*body)(Scene&), unsigned cluster = 1,
+               bool dependent = false)
       : registration("detector/" + std::string(name), [=](const emu::Args& a) {
           const auto* source = a.pointer<const uint32_t>("source");
           auto* sink = a.pointer<uint32_t>("sink");
-          emu::launch({cluster, threads, sizeof(Scene::Storage), cluster}, [=] {
+          emu::launch({cluster, threads, sizeof(Scene::Storage), cluster, dependent}, [=] {
             Scene scene(source, sink);
             body(scene);
           });

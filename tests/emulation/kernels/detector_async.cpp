@@ -169,6 +169,83 @@ static const DetectorCase cases[] = {
      [](Scene& s) {
        if (s.t == 0) bulk_store(const_cast<uint32_t*>(s.source), s.words_at, 256);
      }},
+    {"tma_store", 64,
+     [](Scene& s) {
+       const TensorMap map = s.sink_map();
+       s.words[s.t] = uint32_t(s.t);
+       fence_proxy_async();
+       sync_threads();
+       if (s.t) return;
+       tma_store_3d(&map, s.words_at, 0, 0, 0);
+       bulk_commit();
+       bulk_wait_read<0>();
+       s.words[0] = 1;
+     }},
+    {"tma_store_not_fenced", 64,
+     [](Scene& s) {
+       const TensorMap map = s.sink_map();
+       s.words[s.t] = uint32_t(s.t);
+       sync_threads();
+       if (s.t) return;
+       tma_store_3d(&map, s.words_at, 0, 0, 0);
+       bulk_commit();
+       bulk_wait_read<0>();
+     }},
+    {"tma_store_source_overwritten", 64,
+     [](Scene& s) {
+       const TensorMap map = s.sink_map();
+       s.words[s.t] = uint32_t(s.t);
+       fence_proxy_async();
+       sync_threads();
+       if (s.t) return;
+       tma_store_3d(&map, s.words_at, 0, 0, 0);
+       bulk_commit();
+       s.words[5] = 1;
+       bulk_wait_read<0>();
+     }},
+    {"tma_store_never_waited_for", 64,
+     [](Scene& s) {
+       const TensorMap map = s.sink_map();
+       s.words[s.t] = uint32_t(s.t);
+       fence_proxy_async();
+       sync_threads();
+       if (s.t == 0) tma_store_3d(&map, s.words_at, 0, 0, 0);
+     }},
+    {"grid_waited_for", 32,
+     [](Scene& s) {
+       const uint32_t x = ldg<uint32_t>(s.source + s.t);
+       const GlobalPointer<const uint32_t> sink = s.sink;
+       wait_for_grid();
+       stg(s.sink + s.t, x + sink[32 + s.t]);
+     },
+     1, true},
+    {"grid_output_read_too_early", 32,
+     [](Scene& s) {
+       const GlobalPointer<const uint32_t> sink = s.sink;
+       const uint32_t x = sink[32 + s.t];
+       wait_for_grid();
+       stg(s.sink + s.t, x);
+     },
+     1, true},
+    {"grid_output_written_too_early", 32,
+     [](Scene& s) {
+       stg(s.sink + s.t, 1u);
+       wait_for_grid();
+     },
+     1, true},
+    {"grid_output_read_as_constant", 32,
+     [](Scene& s) {
+       wait_for_grid();
+       stg(s.sink + s.t, ldg<uint32_t>(s.sink + 32 + s.t));
+     },
+     1, true},
+    {"grid_waited_for_by_one_thread", 32,
+     [](Scene& s) {
+       if (s.t == 0) wait_for_grid();
+       sync_threads();
+       stg(s.sink + s.t, 1u);
+     },
+     1, true},
     {"cp_async_mbarrier", 64,
      [](Scene& s) {
        s.init_barrier(32);

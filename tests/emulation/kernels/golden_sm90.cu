@@ -1,8 +1,10 @@
 // The sm_90a primitives, like golden_sm80.cu.
 #include "cuda/ptx/bulk.cuh"
 #include "cuda/ptx/cluster.cuh"
+#include "cuda/ptx/convert.cuh"
 #include "cuda/ptx/cp_async.cuh"
 #include "cuda/ptx/fence.cuh"
+#include "cuda/ptx/grid_dependency.cuh"
 #include "cuda/ptx/ldmatrix.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/registers.cuh"
@@ -42,6 +44,14 @@ GOLDEN(tma_load_4d) { tma_load_4d(256, static_cast<const TensorMap*>(in), 768, 1
 GOLDEN(tma_load_2d_multicast) {
   tma_load_2d_multicast(256, static_cast<const TensorMap*>(in), 768, 1, 2, 5);
 }
+
+GOLDEN(tma_store_3d) { tma_store_3d(static_cast<const TensorMap*>(in), 256, 1, 2, 3); }
+GOLDEN(bulk_wait_read) { bulk_wait_read<2>(); }
+
+GOLDEN(launch_dependents) { launch_dependents(); }
+GOLDEN(wait_for_grid) { wait_for_grid(); }
+
+GOLDEN(e4m3_to_fp16) { keep(out, e4m3_to_fp16(i)); }
 
 GOLDEN(cluster_rank) { keep(out, cluster_rank()); }
 GOLDEN(cluster_arrive) { cluster_arrive(); }

@@ -6,6 +6,7 @@
 #include "cuda/ptx/convert.cuh"
 #include "cuda/ptx/cp_async.cuh"
 #include "cuda/ptx/fence.cuh"
+#include "cuda/ptx/grid_dependency.cuh"
 #include "cuda/ptx/launch.cuh"
 #include "cuda/ptx/ld_st.cuh"
 #include "cuda/ptx/mbarrier.cuh"
@@ -107,6 +108,22 @@ __global__ void __launch_bounds__(64) handover(const uint32_t* in, uint32_t* out
       ptx::stg(out + i * 32 + t - 32,
                ptx::lds<uint32_t>(buffer + uint32_t((t - 32) * 4 + i * 128)));
   }
+}
+
+// A kernel that says at once that dependents may start, and takes its time: word i is 1000 steps of
+// a generator from i. The dependent copies the words. Blocks of 32 threads.
+__global__ void primary(uint32_t* words) {
+  ptx::launch_dependents();
+  const uint32_t i = ptx::block_idx().x * 32 + ptx::thread_idx().x;
+  uint32_t x = i;
+  for (int step = 0; step < 1000; ++step) x = x * 1664525u + 1013904223u;
+  ptx::stg(words + i, x);
+}
+__global__ void dependent(const uint32_t* words, uint32_t* out) {
+  ptx::wait_for_grid();
+  const uint32_t i = ptx::block_idx().x * 32 + ptx::thread_idx().x;
+  const ptx::GlobalPointer<const uint32_t> found = words;
+  ptx::stg(out + i, uint32_t(found[i]));
 }
 
 // One warp writes, the other reads, through two mbarriers, for four phases; out[4 * 32 ..] holds

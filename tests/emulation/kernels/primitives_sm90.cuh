@@ -1,5 +1,7 @@
 // One small kernel per sm_90 primitive, like primitives_sm80.cuh.
 #pragma once
+#include "cuda/ptx/bulk.cuh"
+#include "cuda/ptx/convert.cuh"
 #include "cuda/ptx/fence.cuh"
 #include "cuda/ptx/launch.cuh"
 #include "cuda/ptx/ld_st.cuh"
@@ -59,6 +61,27 @@ __global__ void tma(const __grid_constant__ ptx::TensorMap map, int rank, int c0
   ptx::mbarrier_wait(barrier, 0);
   for (int i = lane; i < num_bytes / 4; i += 32)
     ptx::stg(out + i, ptx::lds<uint32_t>(box + uint32_t(i) * 4));
+}
+
+// Stores one box of num_bytes from shared memory, into which it goes as it lies there. One warp.
+__global__ void tma_store(const __grid_constant__ ptx::TensorMap map, const uint32_t* in, int c0,
+                          int c1, int c2, int num_bytes) {
+  BoxStorage& smem = ptx::shared_storage<BoxStorage>();
+  const uint32_t box = ptx::smem_u32(smem.box);
+  for (int i = ptx::lane_id(); i < num_bytes / 4; i += 32)
+    ptx::sts(box + uint32_t(i) * 4, ptx::ldg<uint32_t>(in + i));
+  ptx::fence_proxy_async();
+  ptx::sync_warp();
+  if (ptx::lane_id() != 0) return;
+  ptx::tma_store_3d(&map, box, c0, c1, c2);
+  ptx::bulk_commit();
+  ptx::bulk_wait_read<0>();
+}
+
+// out: [65536]: every pair of float8_e4m3fn as two fp16. 256 blocks of 256 threads.
+__global__ void e4m3(uint32_t* out) {
+  const uint32_t i = ptx::block_idx().x * 256 + ptx::thread_idx().x;
+  ptx::stg(out + i, ptx::e4m3_to_fp16(i));
 }
 
 constexpr int kDepth = 64;  // K of the wgmma probe: four instructions

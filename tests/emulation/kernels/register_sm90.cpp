@@ -18,24 +18,43 @@ const Registration stmatrix("stmatrix", [](const Args& a) {
 const Registration elect("elect", [](const Args& a) {
   one_warp(0, primitives::elect, a.pointer<uint32_t>("out"));
 });
+const Registration e4m3("e4m3", [](const Args& a) {
+  ptx::launch({256, 256}, primitives::e4m3, a.pointer<uint32_t>("out"));
+});
+
 // The tensor is given as sizes and byte strides; dimension 0 is contiguous.
-const Registration tma("tma", [](const Args& a) {
+ptx::TensorMapSpec spec_of(const Args& a, const void* base) {
   ptx::TensorMapSpec spec{};
-  spec.base = a.pointer<const void>("in");
+  spec.base = base;
   spec.type = ptx::ElementType::kBf16;
   spec.rank = a.integer("rank");
   spec.swizzle = ptx::Swizzle(a.integer("swizzle"));
-  int num_bytes = 2;
   for (int i = 0; i < spec.rank; ++i) {
     const std::string n = std::to_string(i);
     spec.size[i] = uint64_t(a.integer("size" + n));
     spec.box[i] = uint32_t(a.integer("box" + n));
     if (i) spec.stride_bytes[i - 1] = uint64_t(a.integer("stride" + n));
-    num_bytes *= a.integer("box" + n);
   }
+  return spec;
+}
+
+int bytes_of_box(const ptx::TensorMapSpec& spec) {
+  int bytes = 2;
+  for (int i = 0; i < spec.rank; ++i) bytes *= int(spec.box[i]);
+  return bytes;
+}
+
+const Registration tma("tma", [](const Args& a) {
+  const ptx::TensorMapSpec spec = spec_of(a, a.pointer<const void>("in"));
   one_warp(sizeof(primitives::BoxStorage), primitives::tma, ptx::encode_tensor_map(spec),
            a.integer("instruction_rank"), a.integer("c0"), a.integer("c1"), a.integer("c2"),
-           a.integer("c3"), a.pointer<uint32_t>("out"), num_bytes);
+           a.integer("c3"), a.pointer<uint32_t>("out"), bytes_of_box(spec));
+});
+const Registration tma_store("tma_store", [](const Args& a) {
+  const ptx::TensorMapSpec spec = spec_of(a, a.pointer<void>("out"));
+  one_warp(sizeof(primitives::BoxStorage), primitives::tma_store, ptx::encode_tensor_map(spec),
+           a.pointer<const uint32_t>("in"), a.integer("c0"), a.integer("c1"), a.integer("c2"),
+           bytes_of_box(spec));
 });
 
 template <int kN, ptx::Half kType, ptx::Major kB, bool kAInRegisters>
@@ -93,6 +112,14 @@ const Registration cluster_sum("cluster_sum", [](const Args& a) {
                                            ptx::Swizzle::k128});
   ptx::launch({2, 128, sizeof(misc::ClusterStorage), 2}, misc::cluster_sum, map,
               a.pointer<const float>("bias"), a.pointer<float>("out"), num_tiles);
+});
+const Registration dependent("dependent", [](const Args& a) {
+  constexpr unsigned kBlocks = 64;
+  ptx::LaunchConfig config{kBlocks, 32};
+  ptx::launch(config, misc::primary, a.pointer<uint32_t>("words"));
+  config.dependent = true;
+  ptx::launch(config, misc::dependent, a.pointer<const uint32_t>("words"),
+              a.pointer<uint32_t>("out"));
 });
 const Registration handover("handover", [](const Args& a) {
   ptx::launch({1, 64, sizeof(misc::HandoverStorage)}, misc::handover,
