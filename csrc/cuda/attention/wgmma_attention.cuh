@@ -67,94 +67,93 @@ SWA_DEVICE void start_scores(float (&s)[kSize], uint32_t queries, KeysAt keys_at
   ptx::wgmma_commit();
 }
 
-// Products to scores, then to probabilities: 0 for keys that the row does not see.
-template <int kKeys>
-SWA_DEVICE void one_pass_softmax(KeyScores<kKeys>& s, int first_key, const WarpRows& rows,
-                                 const ScoreScale& scale, SoftmaxState& state) {
-  constexpr int kSlices = kKeys / kSliceKeys;
-  const int t = ptx::lane_id() % 4;
-  if (scale.softcap > 0.f) {  // outside the loop over slices, which would have a branch per score
-    SWA_UNROLL
-    for (float& x : s) x = scale(x);
-  } else {
-    SWA_UNROLL
-    for (float& x : s) x *= scale.scale;
-  }
-  float row_max[2] = {-INFINITY, -INFINITY};
+// Where keys may be that some row does not see: kAtEdges is in the first and the last slice.
+enum class Unseen { kAnywhere, kAtEdges };
+
+// Takes away the keys that a row does not see.
+template <Unseen kUnseen, int kKeys>
+SWA_DEVICE void mask_scores(KeyScores<kKeys>& s, int first_key, const WarpRows& rows) {
+  constexpr int kSlice = 8;  // scores of a thread
+  if (kUnseen == Unseen::kAnywhere && rows.visibility(first_key, kKeys) == Visibility::kAll) return;
+  // From the lane's first key on, so that a key is a constant and needs no register.
+  const int first = first_key + 2 * (ptx::lane_id() % 4);
+  int before[2], last[2];
   SWA_UNROLL
-  for (int slice = 0; slice < kSlices; ++slice) {
-    const int first = first_key + slice * kSliceKeys;
-    const Visibility visibility = rows.visibility(first, kSliceKeys);
-    SWA_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      float& x = s[slice * 8 + i];
-      const int r = i / 2 % 2, key = first + i / 4 * 8 + 2 * t + i % 2;
-      if (visibility == Visibility::kNone) x = -INFINITY;
-      if (visibility == Visibility::kSome && !rows.sees(r, key)) x = -INFINITY;
-      row_max[r] = fmaxf(row_max[r], x);
-    }
+  for (int r = 0; r < 2; ++r) {
+    before[r] = ptx::max(rows.position[r] - rows.window, -1) - first;
+    last[r] = rows.position[r] - first;
   }
   SWA_UNROLL
-  for (int r = 0; r < 2; ++r) state.max[r] = quad_max(row_max[r]);
-  const float base[2] = {state.max[0] == -INFINITY ? 0.f : state.max[0],
-                         state.max[1] == -INFINITY ? 0.f : state.max[1]};
-  SWA_UNROLL
-  for (int slice = 0; slice < kSlices; ++slice) {
-    const bool seen =
-        rows.visibility(first_key + slice * kSliceKeys, kSliceKeys) != Visibility::kNone;
-    SWA_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      float& x = s[slice * 8 + i];
-      const int r = i / 2 % 2;
-      x = seen ? ptx::ex2(x - base[r]) : 0.f;
-      state.sum[r] += x;
-    }
+  for (int i = 0; i < kKeys / 2; ++i) {
+    if (kUnseen == Unseen::kAtEdges && i >= kSlice && i < kKeys / 2 - kSlice) continue;
+    const int r = i / 2 % 2, key = i / 4 * 8 + i % 2;
+    if (key > last[r] || key <= before[r]) s[i] = -INFINITY;
   }
 }
 
-// The keys that some row of the warp does not see.
-template <int kKeys>
-SWA_DEVICE void mask_scores(KeyScores<kKeys>& s, int first_key, const WarpRows& rows) {
-  const int t = ptx::lane_id() % 4;
+// Caps the scores if there is a softcap. Returns what they are still to be multiplied with, above
+// 0: it is applied where the maximum is subtracted.
+template <int kSize>
+SWA_DEVICE float apply_softcap(float (&s)[kSize], const ScoreScale& scale) {
+  if (scale.softcap <= 0.f) return scale.scale;
   SWA_UNROLL
-  for (int i = 0; i < kKeys / 2; ++i)
-    if (!rows.sees(i / 2 % 2, first_key + i / 4 * 8 + 2 * t + i % 2)) s[i] = -INFINITY;
+  for (float& x : s) x = scale(x);
+  return 1.f;
+}
+
+// What is subtracted from a row's scores, and what the sums and outputs so far are to be multiplied
+// with.
+struct NewMaxima {
+  float base[2], correction[2];
+};
+
+template <int kSize>
+SWA_DEVICE NewMaxima raise_maxima(const float (&s)[kSize], float factor, SoftmaxState& state) {
+  float row_max[2] = {-INFINITY, -INFINITY};
+  SWA_UNROLL
+  for (int i = 0; i < kSize; ++i) row_max[i / 2 % 2] = fmaxf(row_max[i / 2 % 2], s[i]);
+  NewMaxima maxima;
+  SWA_UNROLL
+  for (int r = 0; r < 2; ++r) {
+    const float larger = fmaxf(state.max[r], quad_max(row_max[r]) * factor);
+    maxima.base[r] = larger == -INFINITY ? 0.f : larger;
+    maxima.correction[r] = ptx::ex2(state.max[r] - maxima.base[r]);
+    state.max[r] = larger;
+  }
+  return maxima;
+}
+
+// Scores to probabilities, added to `sum`: two chains of additions in each row.
+template <int kSize>
+SWA_DEVICE void exponentials(float (&s)[kSize], float factor, const NewMaxima& maxima,
+                             float (&sum)[2][2]) {
+  SWA_UNROLL
+  for (int i = 0; i < kSize; ++i) {
+    const int r = i / 2 % 2;
+    s[i] = ptx::ex2(fmaf(s[i], factor, -maxima.base[r]));
+    sum[r][i % 2] += s[i];
+  }
+}
+
+SWA_DEVICE void add_sums(SoftmaxState& state, const NewMaxima& maxima, const float (&sum)[2][2]) {
+  SWA_UNROLL
+  for (int r = 0; r < 2; ++r)
+    state.sum[r] = fmaf(state.sum[r], maxima.correction[r], sum[r][0] + sum[r][1]);
 }
 
 // Products with a tile of keys to probabilities, and what that does to the state; the output so far
-// is to be multiplied by the corrections. The scale is above 0: it is applied where the maximum is
-// subtracted.
+// is to be multiplied by the corrections.
 template <int kKeys>
 SWA_DEVICE void running_softmax(KeyScores<kKeys>& s, int first_key, const WarpRows& rows,
                                 const ScoreScale& scale, SoftmaxState& state,
                                 float (&correction)[2]) {
-  float factor = scale.scale;
-  if (scale.softcap > 0.f) {
-    factor = 1.f;
-    SWA_UNROLL
-    for (float& x : s) x = scale(x);
-  }
-  if (rows.visibility(first_key, kKeys) != Visibility::kAll) mask_scores<kKeys>(s, first_key, rows);
-  float row_max[2] = {-INFINITY, -INFINITY};
-  SWA_UNROLL
-  for (int i = 0; i < kKeys / 2; ++i) row_max[i / 2 % 2] = fmaxf(row_max[i / 2 % 2], s[i]);
-  float base[2], sum[2][2] = {};
-  SWA_UNROLL
-  for (int r = 0; r < 2; ++r) {
-    const float larger = fmaxf(state.max[r], quad_max(row_max[r]) * factor);
-    base[r] = larger == -INFINITY ? 0.f : larger;
-    correction[r] = ptx::ex2(state.max[r] - base[r]);
-    state.max[r] = larger;
-  }
-  SWA_UNROLL
-  for (int i = 0; i < kKeys / 2; ++i) {
-    const int r = i / 2 % 2;
-    s[i] = ptx::ex2(fmaf(s[i], factor, -base[r]));
-    sum[r][i % 2] += s[i];  // two chains of additions in each row
-  }
-  SWA_UNROLL
-  for (int r = 0; r < 2; ++r)
-    state.sum[r] = fmaf(state.sum[r], correction[r], sum[r][0] + sum[r][1]);
+  const float factor = apply_softcap(s, scale);
+  mask_scores<Unseen::kAnywhere, kKeys>(s, first_key, rows);
+  const NewMaxima maxima = raise_maxima(s, factor, state);
+  float sum[2][2] = {};
+  exponentials(s, factor, maxima, sum);
+  add_sums(state, maxima, sum);
+  for (int r = 0; r < 2; ++r) correction[r] = maxima.correction[r];
 }
 
 // Whether the correction of a row of the warp is not 1.
@@ -169,14 +168,39 @@ SWA_DEVICE void rescale(Output<Traits>& out, const float (&correction)[2]) {
     for (int i = 0; i < 4; ++i) out[j][i] *= correction[i / 2];
 }
 
+template <class Traits>
+SWA_DEVICE void pack_slice(uint32_t (&p)[4], const float (&s)[8]) {
+  SWA_UNROLL
+  for (int i = 0; i < 4; ++i) p[i] = ptx::pack_half<Traits::kHalf>(s[2 * i], s[2 * i + 1]);
+}
+
+// The scores of one slice.
+template <int kSize>
+SWA_DEVICE float (&slice_of(float (&s)[kSize], int slice))[8] {
+  return reinterpret_cast<float (&)[8]>(s[slice * 8]);
+}
+
 template <class Traits, int kKeys>
-SWA_DEVICE void pack_probabilities(KeyProbabilities<kKeys>& p, const KeyScores<kKeys>& s) {
+SWA_DEVICE void pack_probabilities(KeyProbabilities<kKeys>& p, KeyScores<kKeys>& s) {
+  SWA_UNROLL
+  for (int slice = 0; slice < kKeys / kSliceKeys; ++slice)
+    pack_slice<Traits>(p[slice], slice_of(s, slice));
+}
+
+// The softmax of rows whose keys are all there, slice by slice, so that packed probabilities take
+// the place of scores. The bits are those of running_softmax.
+template <class Traits, Unseen kUnseen, int kKeys>
+SWA_DEVICE void whole_softmax(KeyProbabilities<kKeys>& p, KeyScores<kKeys>& s, int first_key,
+                              const WarpRows& rows, float factor, SoftmaxState& state) {
+  mask_scores<kUnseen, kKeys>(s, first_key, rows);
+  const NewMaxima maxima = raise_maxima(s, factor, state);
+  float sum[2][2] = {};
   SWA_UNROLL
   for (int slice = 0; slice < kKeys / kSliceKeys; ++slice) {
-    SWA_UNROLL
-    for (int i = 0; i < 4; ++i)
-      p[slice][i] = ptx::pack_half<Traits::kHalf>(s[slice * 8 + 2 * i], s[slice * 8 + 2 * i + 1]);
+    exponentials(slice_of(s, slice), factor, maxima, sum);
+    pack_slice<Traits>(p[slice], slice_of(s, slice));
   }
+  add_sums(state, maxima, sum);
 }
 
 template <class Traits>
@@ -187,26 +211,74 @@ SWA_DEVICE FlatOutput<Traits>& flat(Output<Traits>& out) {
   return reinterpret_cast<FlatOutput<Traits>&>(out);
 }
 
-// Starts out += P V, or out = P V, with tiles of kTileKeys keys, from slice `first` of the first
-// one on. values_at(tile) is an address.
-template <class Traits, int kTileKeys, int kSlices, class ValuesAt>
+// Starts out += P V, or out = P V, with tiles of kTileKeys keys, from slice kFirst of the first one
+// on. values_at(tile) is an address.
+template <class Traits, int kTileKeys, int kFirst = 0, int kSlices, class ValuesAt>
 SWA_DEVICE void start_values(Output<Traits>& out, const uint32_t (&p)[kSlices][4],
-                             ValuesAt values_at, bool accumulate, int first = 0) {
+                             ValuesAt values_at, bool accumulate) {
   constexpr int kColumns = ptx::min(Traits::kValueDim, 128);  // of a product
   constexpr int kSteps = kTileKeys / kSliceKeys;
   ptx::wgmma_fence(flat<Traits>(out));
   SWA_UNROLL
   for (int slice = 0; slice < kSlices; ++slice) {
-    const uint32_t values = values_at((first + slice) / kSteps);
+    const uint32_t values = values_at((kFirst + slice) / kSteps);
     SWA_UNROLL
     for (int part = 0; part < Traits::kValueDim / kColumns; ++part)
       ptx::wgmma_rs<kColumns, Traits::kHalf, ptx::Major::kMn>(
           reinterpret_cast<float (&)[kColumns / 2]>(out[part * kColumns / 8]), p[slice],
-          value_descriptor<kTileKeys>(values, (first + slice) % kSteps) +
+          value_descriptor<kTileKeys>(values, (kFirst + slice) % kSteps) +
               uint64_t(part * kColumns / kPanelElements) * kPanelUnits<kTileKeys>,
           accumulate || slice > 0);
   }
   ptx::wgmma_commit();
+}
+
+// Attention to num_tiles tiles from tile number first_tile of the sequence on: the softmax of a
+// tile's scores runs under the product with the values of the tile before. `tiles` has, for the
+// i-th of them: keys(i) and values(i), addresses, when they are there; keys_read(i) and
+// values_read(i), called when they have been used. `out` holds zeros.
+template <class Traits, int kTileKeys, class TilesOf>
+SWA_DEVICE void attend_tiles(const TilesOf& tiles, int first_tile, int num_tiles, uint32_t queries,
+                             const WarpRows& rows, const ScoreScale& scale, SoftmaxState& state,
+                             Output<Traits>& out) {
+  KeyScores<kTileKeys> s;
+  KeyProbabilities<kTileKeys> probabilities;
+  float correction[2];
+  const auto multiply_keys = [&](int i) {
+    const uint32_t keys = tiles.keys(i);
+    start_scores<Traits, kTileKeys>(s, queries, [&](int) { return keys; });
+  };
+  const auto multiply_values = [&](int i) {
+    const uint32_t values = tiles.values(i);
+    start_values<Traits, kTileKeys>(out, probabilities, [&](int) { return values; }, true);
+  };
+  const auto softmax = [&](int i) {
+    running_softmax<kTileKeys>(s, (first_tile + i) * kTileKeys, rows, scale, state, correction);
+  };
+  const int last = num_tiles - 1;
+  multiply_keys(0);
+  ptx::wgmma_wait<0>(s);
+  tiles.keys_read(0);
+  softmax(0);  // the output is 0 yet
+  pack_probabilities<Traits, kTileKeys>(probabilities, s);
+  for (int i = 0; i < last; ++i) {
+    multiply_keys(i + 1);
+    multiply_values(i);
+    ptx::wgmma_wait<1>(s);
+    tiles.keys_read(i + 1);
+    softmax(i + 1);
+    ptx::pin_registers(s);
+    if (changes(correction)) {
+      ptx::wgmma_wait<0>(flat<Traits>(out));
+      rescale<Traits>(out, correction);
+    }
+    ptx::wgmma_wait<0>(flat<Traits>(out));
+    tiles.values_read(i);
+    pack_probabilities<Traits, kTileKeys>(probabilities, s);
+  }
+  multiply_values(last);
+  ptx::wgmma_wait<0>(flat<Traits>(out));
+  tiles.values_read(last);
 }
 
 }  // namespace swa::cuda

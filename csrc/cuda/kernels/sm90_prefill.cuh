@@ -219,52 +219,23 @@ SWA_DEVICE void finish(const Tiles& tiles, int use, const Loader<Traits>& loader
       });
 }
 
-// A consumer's rows over its tiles.
+// Where attend_tiles finds a consumer's tiles: in the rings, from use number `use` on.
 template <class Traits>
-SWA_DEVICE void attend(const Tiles& tiles, int use, const Rings<Traits>& rings, uint32_t queries,
-                       const WarpRows& rows, const ScoreScale& scale, SoftmaxState& state,
-                       Output<Traits>& out) {
-  constexpr int kTileKeys = Shape<Traits>::kTileKeys;
-  KeyScores<kTileKeys> s;
-  KeyProbabilities<kTileKeys> probabilities;
-  float correction[2];
-  const auto multiply_keys = [&](int i) {
+struct RingTiles {
+  const Rings<Traits>& rings;
+  int use;
+
+  SWA_DEVICE uint32_t keys(int i) const {
     rings.wait_keys(use + i);
-    start_scores<Traits, kTileKeys>(s, queries, [&](int) { return rings.keys.tile(use + i); });
-  };
-  const auto multiply_values = [&](int i) {
-    rings.wait_values(use + i);
-    start_values<Traits, kTileKeys>(
-        out, probabilities, [&](int) { return rings.values.tile(use + i); }, true);
-  };
-  const auto softmax = [&](int i) {
-    running_softmax<kTileKeys>(s, (tiles.first + i) * kTileKeys, rows, scale, state, correction);
-  };
-  const int last = tiles.count() - 1;
-  multiply_keys(0);
-  ptx::wgmma_wait<0>(s);
-  rings.keys.give_back(use);
-  softmax(0);  // the output is 0 yet
-  pack_probabilities<Traits, kTileKeys>(probabilities, s);
-  for (int i = 0; i < last; ++i) {
-    multiply_keys(i + 1);
-    multiply_values(i);
-    ptx::wgmma_wait<1>(s);
-    rings.keys.give_back(use + i + 1);
-    softmax(i + 1);
-    ptx::pin_registers(s);
-    if (changes(correction)) {
-      ptx::wgmma_wait<0>(flat<Traits>(out));
-      rescale<Traits>(out, correction);
-    }
-    ptx::wgmma_wait<0>(flat<Traits>(out));
-    rings.values.give_back(use + i);
-    pack_probabilities<Traits, kTileKeys>(probabilities, s);
+    return rings.keys.tile(use + i);
   }
-  multiply_values(last);
-  ptx::wgmma_wait<0>(flat<Traits>(out));
-  rings.values.give_back(use + last);
-}
+  SWA_DEVICE uint32_t values(int i) const {
+    rings.wait_values(use + i);
+    return rings.values.tile(use + i);
+  }
+  SWA_DEVICE void keys_read(int i) const { rings.keys.give_back(use + i); }
+  SWA_DEVICE void values_read(int i) const { rings.values.give_back(use + i); }
+};
 
 // Gives back the tiles first .. end - 1 of the block unseen.
 template <class Traits>
@@ -327,8 +298,9 @@ SWA_DEVICE void consume(const AttentionParams& p, const Schedule& schedule,
       for (float& x : columns) x = 0.f;
     pass_by(0, mine.first - all.first, use, rings);
     if (mine.count() > 0)
-      attend(mine, use + mine.first - all.first, rings, ptx::smem_u32(smem.q[consumer]), rows,
-             scale, state, out);
+      attend_tiles<Traits, Shape<Traits>::kTileKeys>(
+          RingTiles<Traits>{rings, use + mine.first - all.first}, mine.first, mine.count(),
+          ptx::smem_u32(smem.q[consumer]), rows, scale, state, out);
     pass_by(mine.end - all.first, all.count(), use, rings);
     if (conclude(p, schedule, smem, consumer, careful, state, out)) return;
   }

@@ -47,6 +47,27 @@ inline ptx::TensorMap map_pages(const AttentionParams& p, const PagePool& pool, 
        p.kv_dtype == DType::kFloat8 ? KvPanel<1>::kSwizzle : KvPanel<2>::kSwizzle});
 }
 
+// Whether a warp's 16 rows of (token, head of the group) are a box of the output, and TMA can store
+// it.
+inline bool stores_boxes(const AttentionParams& p) {
+  constexpr int kRows = 16;
+  return (kRows % p.group_size == 0 || p.group_size % kRows == 0) &&
+         all_aligned(16, p.out, {p.out_token_stride, p.out_head_stride});
+}
+
+// Coordinates: element, query head, row of out. A box is a warp's rows.
+inline ptx::TensorMap map_outputs(const AttentionParams& p) {
+  const int heads = ptx::min(p.group_size, 16);
+  return ptx::encode_tensor_map(
+      {p.out,
+       element_type(p.dtype),
+       3,
+       {uint64_t(p.v_head_dim), uint64_t(p.num_kv_heads) * p.group_size, uint64_t(p.total_q)},
+       {uint64_t(p.out_head_stride), uint64_t(p.out_token_stride)},
+       {kPanelElements, uint32_t(heads), uint32_t(16 / heads)},
+       ptx::Swizzle::k128});
+}
+
 // Coordinates: element, query head, row of q. A box has all heads of a group.
 inline ptx::TensorMap map_queries(const AttentionParams& p, int tokens_per_box) {
   return ptx::encode_tensor_map(
