@@ -17,6 +17,7 @@ import time
 import traceback
 from pathlib import Path
 
+from . import predicted, targets
 from .bench import HEADING, Row, choose, format_row
 from .libraries import OUTPUT, ROOT
 from .machine import Machine, describe
@@ -51,14 +52,19 @@ def earlier_record(file: Path, machine: Machine, date: datetime.date) -> dict:
 
 
 def table(stages: dict[str, dict]) -> list[str]:
-    """What is printed last: the benchmark's timed and wrong rows, then a line per stage."""
+    """What is printed last: the benchmark's timed and wrong rows, what was predicted, targets, then a line per stage."""
     lines = []
-    rows = [Row(**row) for row in stages.get("bench", {}).get("rows", [])]
+    bench = stages.get("bench", {})
+    rows = [Row(**row) for row in bench.get("rows", [])]
     shown = [row for row in rows if row.us or not row.problem.startswith("cannot")]
     if shown:
         lines += [HEADING, *map(format_row, shown)]
         left_out = sorted({f"{row.implementation}: {row.problem}" for row in rows if row.problem.startswith("cannot")})
         lines += ["", *(f"not run  {line}" for line in left_out)]
+    if bench.get("predicted"):
+        lines += ["", *predicted.lines(predicted.Comparison(**found) for found in bench["predicted"])]
+    if bench.get("targets"):
+        lines += ["", *targets.lines([targets.Verdict(**found) for found in bench["targets"]])]
     lines += ["", *(f"{name:<12} {stage['status']:<8} {stage['summary']}" for name, stage in stages.items())]
     return lines
 

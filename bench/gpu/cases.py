@@ -20,6 +20,16 @@ class Layer:
     window: int | None
     sinks: bool = False
 
+    @property
+    def group_size(self) -> int:
+        """Query heads per KV head."""
+        return self.num_q_heads // self.num_kv_heads
+
+    @property
+    def dims(self) -> int:
+        """Elements of a key and its value; multiply-adds of a visible pair."""
+        return self.head_dim + self.v_head_dim
+
 
 MIMO_SWA = Layer("MiMo-V2 windowed", 64, 8, 192, 128, 128, sinks=True)
 MIMO_FULL = Layer("MiMo-V2 global", 64, 4, 192, 128, None)
@@ -61,29 +71,38 @@ class Case:
         return sum(q_len for q_len, _ in self.seqs)
 
     @property
+    def q_len(self) -> int:
+        """New tokens of every sequence; raises ValueError where they differ."""
+        (q_len,) = {q_len for q_len, _ in self.seqs}
+        return q_len
+
+    @property
     def flops(self) -> int:
-        return 2 * self.layer.num_q_heads * self.pairs * (self.layer.head_dim + self.layer.v_head_dim)
+        return 2 * self.layer.num_q_heads * self.pairs * self.layer.dims
 
     @property
     def exps(self) -> int:
         return self.layer.num_q_heads * self.pairs
 
     @property
-    def _key_bytes(self) -> int:
+    def key_bytes(self) -> int:
         """K and V of one token."""
-        return self.layer.num_kv_heads * (self.layer.head_dim + self.layer.v_head_dim) * self.kv_bytes
+        return self.layer.num_kv_heads * self.layer.dims * self.kv_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Queries and outputs."""
+        return self.num_tokens * self.layer.num_q_heads * self.layer.dims * self.element_bytes
 
     @property
     def bytes(self) -> int:
         """Queries, outputs, visible keys and values once; tables and lse are left out."""
-        dims = self.layer.head_dim + self.layer.v_head_dim
-        rows = self.num_tokens * self.layer.num_q_heads * dims * self.element_bytes
-        return rows + sum(self.visible_keys) * self._key_bytes
+        return self.row_bytes + sum(self.visible_keys) * self.key_bytes
 
     @property
     def link_bytes(self) -> int:
         """Bytes that must cross the host link."""
-        return sum(self.visible_keys[: self.host_seqs]) * self._key_bytes
+        return sum(self.visible_keys[: self.host_seqs]) * self.key_bytes
 
 
 def first_visible(q_len: int, context: int, window: int | None) -> int:
@@ -167,4 +186,5 @@ def all_cases() -> tuple[Case, ...]:
         decode_case("H1-B64", MIMO_SWA, 64, 4096, host_seqs=64),
         decode_case("H2-B64", GPT_OSS, 64, 4096, host_seqs=64),
         decode_case("H3-B64", MIMO_SWA, 64, 4096, host_seqs=8),
+        decode_case("H4-B256", MIMO_SWA, 256, 4096, host_seqs=2),
     )

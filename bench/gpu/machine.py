@@ -21,12 +21,18 @@ class Machine:
     arch: str | None
     num_sms: int | None
     l2_bytes: int | None
+    smem_bytes: int | None  # of an SM
     smi: dict
     torch: str
     cuda: str | None
     triton: str
     python: str
     processor: str
+
+    @property
+    def compute_capability(self) -> int | None:
+        """10 major + minor."""
+        return int(self.arch.rstrip("a")) if self.arch else None
 
     @property
     def slug(self) -> str:
@@ -50,6 +56,7 @@ def describe() -> Machine:
         arch=arch_of((properties.major, properties.minor)) if properties else None,
         num_sms=properties.multi_processor_count if properties else None,
         l2_bytes=properties.L2_cache_size if properties else None,
+        smem_bytes=properties.shared_memory_per_multiprocessor if properties else None,
         smi=_smi() if properties else {},
         torch=torch.__version__,
         cuda=torch.version.cuda,

@@ -33,7 +33,7 @@ class OurBackend(Peer):
                 torch.bfloat16,
                 CACHE_DTYPES[case.kv_bytes],
                 case.page_size,
-                layer.num_q_heads // layer.num_kv_heads,
+                layer.group_size,
                 layer.head_dim,
                 layer.v_head_dim,
             ),

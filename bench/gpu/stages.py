@@ -7,13 +7,16 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from .bench import choose
+from .bench import Row, choose
+from .ceilings import Measured
 from .libraries import OUTPUT, ROOT, build_ceilings, build_conformance, load_build_module
 from .machine import Machine
+from .predicted import card_of, compare
 from .processes import Outcome, run_logged
+from .targets import judge_all
 
 CHECK_ARCHS = ("80", "90a")  # what nvcc compiles for where there is no card
 BUILD_MINUTES, CONFORMANCE_MINUTES, SUITE_MINUTES, SANITIZER_MINUTES = 6, 3, 6, 3
@@ -175,7 +178,7 @@ def benchmark(context: Context) -> StageResult:
     summary = f"{timed} of {len(detail['rows'])} rows have a time"
     if remaining or detail["lost"]:
         summary += f"; no rows for {', '.join([*detail['lost'], *remaining])}"
-    result = from_outcome(outcome, summary, detail)
+    result = from_outcome(outcome, summary, detail | assessed(context.machine, detail))
     return replace(result, status="failed") if detail["lost"] else result
 
 
@@ -186,3 +189,11 @@ STAGES: dict[str, Callable[[Context], StageResult]] = {
     "sanitizer": sanitizer,
     "bench": benchmark,
 }
+
+
+def assessed(machine: Machine, detail: dict) -> dict:
+    """Of the rows and ceilings of the benchmark: what was predicted of them, and which targets they meet."""
+    rows = [Row(**row) for row in detail["rows"]]
+    ceilings = Measured(**detail["ceilings"]).ceilings() if detail["ceilings"] else None
+    predicted = compare(card_of(machine, ceilings), rows) if ceilings else []
+    return {"predicted": [*map(asdict, predicted)], "targets": [*map(asdict, judge_all(rows, ceilings))]}

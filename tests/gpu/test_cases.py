@@ -29,6 +29,7 @@ TABLE = {
     "D6": (4.29, 1075, 5.4, 250.0, 2.2, 250.0, "hbm"),
     "D7": (0.34, 23.6, 0.4, 5.5, None, 5.5, "hbm"),
     "X1": (21.8, 234, 27.6, 54.4, 8.8, 54.4, "hbm"),
+    "H4-B256": (1.34, 178, 1.7, 41.5, None, 41.2, "hbm"),  # of two sequences the link reads in the shadow of the others
 }
 
 
@@ -74,6 +75,12 @@ def test_pairs_and_first_visible_key_at_the_edges():
     assert visible_pairs(1, 100, 8) == 8 and visible_pairs(1, 5, 8) == 5
     assert visible_pairs(0, 9, 3) == 0
     assert [first_visible(2, 10, w) for w in (None, 1, 9, 10)] == [0, 8, 0, 0]
+
+
+def test_one_number_of_new_tokens():
+    assert CASES["D2"].q_len == 4
+    with pytest.raises(ValueError):
+        _ = CASES["X1"].q_len
 
 
 def test_the_longest_of_the_times_is_the_floor():

@@ -11,12 +11,24 @@ import pytest
 from bench.gpu import __main__ as command
 from bench.gpu import machine, stages
 from bench.gpu.bench import Row
+from bench.gpu.ceilings import Measured
 from bench.gpu.libraries import ROOT, arch_of
 from bench.gpu.processes import run_logged
 from bench.gpu.stages import Context, StageResult
 
-NO_GPU = machine.Machine(None, None, None, None, {}, "2.13", None, "3.9", "3.11", "x86_64")
-CARD = replace(NO_GPU, card="NVIDIA H200", arch="90a", num_sms=132, l2_bytes=60 << 20)
+NO_GPU = machine.Machine(None, None, None, None, None, {}, "2.13", None, "3.9", "3.11", "x86_64")
+CARD = replace(NO_GPU, card="NVIDIA H200", arch="90a", num_sms=132, l2_bytes=60 << 20, smem_bytes=228 << 10)
+MEASURED = Measured(
+    device_copy=4.0e12,
+    device_read=4.3e12,
+    gemm_bf16=790e12,
+    exps=132 * 16 * 1.7e9,
+    host_read_by_sm=35e9,
+    host_read_ctas=32,
+    host_to_device_by_copy_engine=50e9,
+    device_to_host_by_copy_engine=50e9,
+    empty_kernel_seconds=1.35e-6,
+)
 
 
 def python(tmp_path, code, seconds=30):
@@ -57,7 +69,8 @@ def test_stages_do_not_take_each_other_down(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "result_name", lambda machine, date: f"gpu_{machine.slug}_date")
     row = Row("P1", "cuda", 87.8, "hbm", us=100.0, tflops=426.0, gbs=3770.0, floor_share=0.878, relative_error=4e-3)
     lacking = Row("P1", "fa4", 87.8, "hbm", problem="cannot: flash_attn is not importable")
-    found = {"rows": [vars(row), vars(lacking)]}
+    rows = {"rows": [vars(row), vars(lacking)], "ceilings": MEASURED.as_json()}
+    found = rows | stages.assessed(CARD, rows)
     monkeypatch.setattr(
         command,
         "STAGES",
@@ -75,6 +88,13 @@ def test_stages_do_not_take_each_other_down(tmp_path, monkeypatch, capsys):
     assert record["stages"]["bench"]["rows"][0]["us"] == 100.0 and record["machine"]["card"] is None
     text = (tmp_path / "gpu_no_gpu_date.txt").read_text()
     assert "100.00" in text and "not run  fa4: cannot: flash_attn is not importable" in text
+    order = ["not run  fa4", "sm90_swa_prefill", "time / floor", "1 met, 0 missed, 14 not measured", "build        ok"]
+    assert sorted(order, key=text.index) == order
+    (predicted,) = record["stages"]["bench"]["predicted"]
+    assert predicted["case"] == "P1" and predicted["overlapped_error"] == pytest.approx(
+        100 / predicted["overlapped_us"]
+    )
+    assert [t["status"] for t in record["stages"]["bench"]["targets"][:2]] == ["met", "not measured"]
     assert text.splitlines()[0].startswith("There is no GPU here")
     assert "conformance  failed" in capsys.readouterr().out
 
@@ -118,7 +138,9 @@ def test_what_the_stages_start_on_a_card(tmp_path, monkeypatch):
     assert {"memcheck cuda", "racecheck cuda", "synccheck cuda", "memcheck triton"} == {
         f"{run.split('--tool ')[1].split()[0]} {run.split()[-1]}" for run, _ in started[-4:]
     }
-    assert stages.benchmark(context).summary.startswith("0 of 0 rows have a time")  # not those of the earlier run
+    result = stages.benchmark(context)
+    assert result.summary.startswith("0 of 0 rows have a time")  # not those of the earlier run
+    assert not result.detail["predicted"] and {t["status"] for t in result.detail["targets"]} == {"not measured"}
     assert "--cases P1,D2" in started[-1][0] and "--no-peers" in started[-1][0]
 
 
@@ -134,8 +156,8 @@ def test_a_case_that_takes_the_benchmark_down_is_tried_without_peers_then_left_o
             if (case == "P2" and peers) or case == "P3":
                 running = case
                 break
-            rows.append({"case": case, "us": 1.0})
-        written = {"ceilings": {"exps": 1.0}, "running": running, "rows": rows}
+            rows.append(vars(Row(case, "cuda", 80.0, "hbm", us=100.0)))
+        written = {"ceilings": MEASURED.as_json(), "running": running, "rows": rows}
         Path(run[run.index("--json") + 1]).write_text(json.dumps(written))
         log.write_text("")
         return stages.Outcome(-11 if running else 0, log, seconds)
@@ -146,6 +168,9 @@ def test_a_case_that_takes_the_benchmark_down_is_tried_without_peers_then_left_o
     result = stages.benchmark(Context(CARD, tmp_path, "P1,P2,P3,P4"))
     assert attempts == [(["P1", "P2", "P3", "P4"], True), (["P2", "P3", "P4"], False), (["P4"], False)]
     assert [row["case"] for row in result.detail["rows"]] == ["P1", "P2", "P4"]
+    assert [p["case"] for p in result.detail["predicted"]] == ["P1", "P2", "P4"]
+    verdicts = {(t["case"], t["target"]): t["status"] for t in result.detail["targets"]}
+    assert verdicts["P1", "time / floor"] == "met" and verdicts["P5", "time / floor"] == "not measured"
     assert result.status == "failed" and result.detail["lost"] == ["P3"] and "no rows for P3" in result.summary
 
 
@@ -162,6 +187,8 @@ def test_names(tmp_path):
     assert CARD.slug == "nvidia_h200" and NO_GPU.slug == "no_gpu"
     assert arch_of((9, 0)) == "90a" and arch_of((8, 0)) == "80" and arch_of((12, 0)) == "120"
     assert "132 SMs, 60 MiB L2" in CARD.lines()[0]
+    found = [replace(CARD, arch=arch).compute_capability for arch in ("90a", "80", "120a", None)]
+    assert found == [90, 80, 120, None]
 
 
 def test_make_gpu_calls_the_command():
