@@ -35,6 +35,10 @@ DECODES = [
     replace(GEMMA, seqs=((2, 700), (2, 40)), window=600),
     replace(MIMO, seqs=((2, 180), (2, 129)), cache_dtype=FP8, host=0.5),
     replace(FULL, seqs=((1, 1300),), cache_dtype=FP8, dtype=torch.float16),
+    # More rows than a warp has on rings: two row warps, and CTAs next to each other.
+    replace(FULL, seqs=((2, 1100), (2, 1)), host=0.3),
+    replace(FULL, seqs=((3, 1500), (3, 1025)), cache_dtype=FP8),
+    replace(GEMMA, seqs=((8, 700), (8, 640)), num_q_heads=5, window=600),
 ]
 decodes = pytest.mark.parametrize("case", DECODES, ids=str)
 
@@ -129,7 +133,21 @@ def test_rows_are_passes_over_the_same_window(group_size, q_len):
     assert f.counters.bank_conflicts() == 0
 
 
-@pytest.mark.parametrize("case", [replace(MIMO, seqs=((4, 340),)), replace(FULL, seqs=((1, 340),))], ids=str)
+@pytest.mark.parametrize("group_size, q_len, blocks", [(16, 1, 1), (16, 2, 1), (11, 3, 2), (16, 4, 2), (16, 8, 4)])
+def test_rows_of_long_ranges_are_ctas_next_to_each_other(group_size, q_len, blocks):
+    """Of 32 rows, and each asks for the keys."""
+    case = replace(FULL, num_q_heads=group_size, seqs=((q_len, 1300),), dtype=torch.float16)
+    inputs = build(case)
+    assert_close_to_oracle(inputs, *attend("decode", inputs))
+    assert taken()
+    f = measure("decode", case)
+    assert f.kv_bytes == blocks * f.least_kv_bytes
+    assert f.counters.bank_conflicts() == 0
+
+
+@pytest.mark.parametrize(
+    "case", [replace(MIMO, seqs=((4, 340),)), replace(FULL, seqs=((1, 340),)), replace(FULL, seqs=((4, 340),))], ids=str
+)
 @pytest.mark.parametrize("position", [211, 230, 310, 337])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_special_value_reaches_only_the_rows_that_see_it(case, position, value):
@@ -158,7 +176,7 @@ def test_strides_that_tma_cannot_describe_go_to_sm80_decode(cache_dtype):
     assert not taken()
 
 
-@pytest.mark.parametrize("changes", [{"page_size": 4}, {"page_size": 24}, {"window": None, "num_q_heads": 17}], ids=str)
+@pytest.mark.parametrize("changes", [{"page_size": 4}, {"page_size": 24}], ids=str)
 def test_what_it_does_not_take_goes_to_sm80_decode(changes):
     inputs = build(replace(GPT_OSS, seqs=((1, 1500),), **changes))
     assert_close_to_oracle(inputs, *attend("decode", inputs))

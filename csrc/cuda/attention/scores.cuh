@@ -114,7 +114,7 @@ SWA_DEVICE void tile_scores(SliceScores (&s)[kSlices], const Query<Traits>& quer
       }
     }
   } else {
-    SWA_UNROLL
+    SWA_UNROLL_4
     for (int u = 0; u < kUnits; ++u) {
       query.unit(a, u);
       SWA_UNROLL

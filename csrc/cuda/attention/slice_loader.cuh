@@ -48,14 +48,15 @@ class SliceLoader {
     }
   }
 
-  // By the whole warp, for a slice that is boxed or not: what TMA does not bring, to be waited for
-  // as cp.async's.
-  SWA_DEVICE void load_rest(int index, uint32_t slot, uint32_t landed, bool is_boxed) const {
+  // By whole warps, one of num_warps each, for a slice that is boxed or not: what TMA does not
+  // bring, to be waited for as cp.async's.
+  SWA_DEVICE void load_rest(int index, uint32_t slot, uint32_t landed, bool is_boxed, int warp,
+                            int num_warps) const {
     if (!is_boxed) {
-      rows_.load(index, slot, 0, 1);
-      if (ptx::lane_id() == 0) ptx::mbarrier_arrive(landed);
+      rows_.load(index, slot, warp, num_warps);
+      if (warp == 0 && ptx::lane_id() == 0) ptx::mbarrier_arrive(landed);
     } else if constexpr (Traits::kFloat8) {
-      rows_.load_scales(index, slot);
+      if (warp == 0) rows_.load_scales(index, slot);
     }
   }
 

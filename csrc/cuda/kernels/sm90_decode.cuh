@@ -1,13 +1,15 @@
-// Decode on Hopper: 1 to 8 query tokens per sequence; TMA and mma.sync, a CTA of four warps per
-// sequence, KV head and split of the keys, and two or more CTAs per SM, so that one's keys are on
-// their way while another multiplies.
+// Decode on Hopper: 1 to 8 query tokens per sequence; TMA and mma.sync, a CTA per sequence, KV head
+// and split of the keys.
 //
-// Work: as sm80_decode, bit for bit, whose slices, warps and order these are. Warps take every
-// fourth slice each and ask TMA for it themselves: nobody waits for anybody before the join.
+// Work: as sm80_decode, bit for bit, whose slices, warps and order these are. Four key warps take
+// every fourth slice each and ask TMA for it themselves: before the join they wait for nobody.
 //
 //   resident   the whole range has room: all of it is on its way before the first product, and
-//              further passes (more than 16 rows) find it where it lies
-//   ring       a warp's slots are loaded again as soon as it has read them; 16 rows at most
+//              further passes (more than 16 rows) find it where it lies. Two or more CTAs per SM,
+//              so that one's keys are on their way while another multiplies
+//   ring       a warp's slots are loaded again as soon as it has read them. More than 16 rows are
+//              two warps per key warp, which share its slots; more than 32 are CTAs next to each
+//              other, which find the keys in L2
 //
 // Windows up to kSplitKeys are one launch: no plan, no combine. Longer ranges are cut into splits,
 // whose results smxx_combine joins. The grid depends on shapes only.
@@ -25,13 +27,14 @@
 
 namespace swa::cuda::sm90_decode {
 
-constexpr int kThreads = 32 * kKeyWarps;
 constexpr int kMaxSlots = 64, kMaxRingDepth = 4;
 
 struct Schedule {
   int num_slots;  // of a CTA; 0: the kernel does not take the case
   int depth;      // slots of a warp; in a ring all warps have as many
   int keys_per_box;
+  int row_warps;   // per key warp
+  int row_blocks;  // CTAs that share the rows of a sequence and KV head
   bool resident;
 };
 
@@ -39,19 +42,19 @@ template <class Traits>
 constexpr int kSlotBytes = (Traits::Slice::kBytes + Traits::Slice::Panel::kAlignment - 1) /
                            Traits::Slice::Panel::kAlignment * Traits::Slice::Panel::kAlignment;
 
-template <class Traits>
+template <class Traits, int kRowWarps>
 struct SharedStorage {
   uint64_t landed[kMaxSlots];
-  uint32_t finite[kKeyWarps];
-  JoinStorage<Traits> join;
+  uint32_t finite[kKeyWarps * kRowWarps];
+  JoinStorage<Traits> join[kRowWarps];
   alignas(1024) uint8_t slots[1024];  // how many is known at launch
 };
 
-// A warp's slices of a range of keys and its slots for them. Uses of slots are counted from 0.
-template <class Traits>
+// A key warp's slices of a range of keys and its slots for them. Uses of slots are counted from 0.
+template <class Traits, int kRowWarps>
 class WarpSlices {
  public:
-  SWA_DEVICE WarpSlices(SharedStorage<Traits>& smem, const Schedule& schedule,
+  SWA_DEVICE WarpSlices(SharedStorage<Traits, kRowWarps>& smem, const Schedule& schedule,
                         const SliceLoader<Traits>& loader, KeyRange keys)
       : smem_(smem), schedule_(schedule), loader_(loader) {
     const int first = keys.begin / kSliceKeys, end = (keys.end + kSliceKeys - 1) / kSliceKeys;
@@ -71,7 +74,7 @@ class WarpSlices {
     release();
     const int lane = ptx::lane_id();
     const bool boxed = lane < ptx::min(schedule_.depth, count_) && loader_.boxed(index(lane));
-    if (boxed) loader_.issue(index(lane), slot(use + lane), landed(use + lane));
+    if (boxed && row_warp() == 0) loader_.issue(index(lane), slot(use + lane), landed(use + lane));
     const uint32_t boxes = ptx::ballot(boxed);
     for (int i = 0; i < schedule_.depth; ++i) load_rest(i, use + i, boxes >> i & 1);
   }
@@ -82,15 +85,15 @@ class WarpSlices {
     i += schedule_.depth, use += schedule_.depth;
     release();
     const bool boxed = i < count_ && loader_.boxed(index(i));
-    if (boxed && ptx::lane_id() == 0) loader_.issue(index(i), slot(use), landed(use));
+    if (boxed && row_warp() == 0 && ptx::lane_id() == 0) loader_.issue(index(i), slot(use), landed(use));
     load_rest(i, use, boxed);
   }
 
   SWA_DEVICE void wait(int use, bool careful) const {
     wait_for_copies(schedule_.depth - 1);
     ptx::mbarrier_wait(landed(use), uint32_t(use / schedule_.depth & 1));
-    if (careful) loader_.rows().clear_special_values(slot(use), 0, 1);
-    ptx::sync_warp();
+    if (careful) loader_.rows().clear_special_values(slot(use), row_warp(), kRowWarps);
+    meet();
   }
 
  private:
@@ -101,27 +104,38 @@ class WarpSlices {
     return ptx::smem_u32(&smem_.landed[slot_number(use)]);
   }
 
+  SWA_DEVICE static int row_warp() { return kRowWarps == 1 ? 0 : ptx::warp_id() / kKeyWarps; }
+
+  // The key warp's row warps see what each of them has loaded or written.
+  SWA_DEVICE static void meet() {
+    if constexpr (kRowWarps == 1)
+      ptx::sync_warp();
+    else
+      ptx::barrier_sync(1 + ptx::warp_id() % kKeyWarps, 32 * kRowWarps);
+  }
+
   // All lanes are done with what they have read or written in slots.
   SWA_DEVICE static void release() {
     ptx::fence_proxy_async();
-    ptx::sync_warp();
+    meet();
   }
 
   // One group of copies for each use, so that wait can count them.
   SWA_DEVICE void load_rest(int i, int use, bool boxed) const {
-    if (i < count_) loader_.load_rest(index(i), slot(use), landed(use), boxed);
+    if (i < count_)
+      loader_.load_rest(index(i), slot(use), landed(use), boxed, row_warp(), kRowWarps);
     ptx::cp_async_commit();
   }
 
-  SharedStorage<Traits>& smem_;
+  SharedStorage<Traits, kRowWarps>& smem_;
   const Schedule& schedule_;
   const SliceLoader<Traits>& loader_;
   int first_slot_, first_, count_;
 };
 
 // Attention of 16 rows over this warp's slices, which have been started as `use`.
-template <class Traits>
-SWA_DEVICE void attend_slices(const WarpSlices<Traits>& slices, int use, const Query<Traits>& query,
+template <class Traits, int kRowWarps>
+SWA_DEVICE void attend_slices(const WarpSlices<Traits, kRowWarps>& slices, int use, const Query<Traits>& query,
                               const WarpRows& rows, const ScoreScale& scale, bool careful,
                               SoftmaxState& state, Output<Traits>& out) {
   for (int i = 0; i < slices.count(); ++i) {
@@ -132,8 +146,8 @@ SWA_DEVICE void attend_slices(const WarpSlices<Traits>& slices, int use, const Q
   }
 }
 
-template <class Traits>
-SWA_DEVICE void init(SharedStorage<Traits>& smem, int num_slots) {
+template <class Traits, int kRowWarps>
+SWA_DEVICE void init(SharedStorage<Traits, kRowWarps>& smem, int num_slots) {
   if (int(ptx::thread_idx().x) < num_slots) {
     ptx::mbarrier_init(ptx::smem_u32(&smem.landed[ptx::thread_idx().x]), 1);
     ptx::fence_mbarrier_init();
@@ -141,13 +155,16 @@ SWA_DEVICE void init(SharedStorage<Traits>& smem, int num_slots) {
   ptx::sync_threads();
 }
 
-template <class Traits>
-__global__ void __launch_bounds__(kThreads, 2)
+template <class Traits, int kRowWarps>
+__global__ void __launch_bounds__(32 * kKeyWarps * kRowWarps, kRowWarps == 1 ? 2 : 1)
     kernel(const __grid_constant__ ptx::TensorMap k_map,
            const __grid_constant__ ptx::TensorMap v_map, const __grid_constant__ AttentionParams p,
            const __grid_constant__ Schedule schedule) {
 #if SWA_EMULATED || __CUDA_ARCH__ >= 900
-  const int split = int(ptx::block_idx().x), kv_head = int(ptx::block_idx().y);
+  constexpr int kRows = kRowWarps * kWarpRows;
+  const int split = int(ptx::block_idx().x) / schedule.row_blocks;
+  const int row_block = int(ptx::block_idx().x) % schedule.row_blocks;
+  const int kv_head = int(ptx::block_idx().y);
   const int seq = int(ptx::block_idx().z);
   const ptx::GlobalPointer<const int32_t> seqlens_k = p.seqlens_k;
   const int seqlen_k = seqlens_k[seq];
@@ -157,11 +174,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     keys = split_of(keys, split);
   }
   ptx::launch_dependents();
-  auto& smem = ptx::shared_storage<SharedStorage<Traits>>();
+  auto& smem = ptx::shared_storage<SharedStorage<Traits, kRowWarps>>();
   init(smem, schedule.num_slots);
   const KvLoader<Traits> loader(p, seq, kv_head, keys.begin, keys.end);
   const SliceLoader<Traits> boxes(loader, p, schedule.keys_per_box, kv_head, k_map, v_map);
-  const WarpSlices<Traits> slices(smem, schedule, boxes, keys);
+  const WarpSlices<Traits, kRowWarps> slices(smem, schedule, boxes, keys);
   const ScoreScale scale(p);
   const char* first_query =
       p.q + seq * p.q_seq_stride + int64_t(kv_head) * p.group_size * p.q_head_stride;
@@ -169,8 +186,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   int use = 0;
   bool careful = false;  // stays so: resident values have been cleared
   slices.start(use);
-  for (int first_row = 0; first_row < p.q_len * p.group_size; first_row += kWarpRows) {
-    const WarpRows rows = warp_rows(first_row, p.q_len, p.group_size, seqlen_k - p.q_len, p.window);
+  for (int first_row = row_block * kRows; first_row < p.q_len * p.group_size;
+       first_row += schedule.row_blocks * kRows) {
+    const WarpRows rows = warp_rows(first_row + ptx::warp_id() / kKeyWarps * kWarpRows, p.q_len,
+                                    p.group_size, seqlen_k - p.q_len, p.window);
     Query<Traits> query;
     query.load(p, first_query, rows);
     for (;;) {
@@ -178,7 +197,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       Output<Traits> out = {};
       attend_slices(slices, use, query, rows, scale, careful, state, out);
       const DecodePass pass = {seq, kv_head, split, first_row, seqlen_k - p.q_len};
-      if (join_and_store(p, &smem.join, smem.finite, pass, loader, careful, state, out) || careful)
+      if (join_and_store(p, smem.join, smem.finite, pass, loader, careful, state, out) || careful)
         break;
       careful = true;
       if (schedule.resident) continue;
@@ -189,9 +208,10 @@ __global__ void __launch_bounds__(kThreads, 2)
 #endif
 }
 
-template <class Traits>
+template <class Traits, int kRowWarps>
 size_t smem_bytes(int num_slots) {
-  return offsetof(SharedStorage<Traits>, slots) + size_t(num_slots) * kSlotBytes<Traits>;
+  using Storage = SharedStorage<Traits, kRowWarps>;
+  return offsetof(Storage, slots) + size_t(num_slots) * kSlotBytes<Traits>;
 }
 
 // Slices that the keys of a CTA touch at most.
@@ -203,36 +223,51 @@ inline int max_slices(const AttentionParams& p) {
       ptx::min((visible + kSliceKeys - 2) / kSliceKeys + 1, (all + kSliceKeys - 1) / kSliceKeys));
 }
 
+// Slots that `bytes` of shared memory have room for.
+template <class Traits, int kRowWarps>
+int slots_in(int bytes) {
+  const int room = bytes - int(smem_bytes<Traits, kRowWarps>(0));
+  return room < 0 ? 0 : ptx::min(room / kSlotBytes<Traits>, kMaxSlots);
+}
+
 template <class Traits>
 Schedule schedule_for(const AttentionParams& p, const Device& device) {
   const int box = keys_per_box(p.page_size, kSliceKeys);
   if (device.compute_capability / 10 != 9 || box == 0 || !mappable(p.k) || !mappable(p.v))
     return {};
   constexpr int kReservedBytes = 1024;  // per CTA, by the system
-  const auto slots_in = [](int bytes) {
-    const int room = bytes - int(smem_bytes<Traits>(0));
-    return room < 0 ? 0 : ptx::min(room / kSlotBytes<Traits>, kMaxSlots);
-  };
-  const int all = slots_in(device.max_smem_bytes);
-  const int half = slots_in((device.max_smem_bytes + kReservedBytes) / 2 - kReservedBytes);
-  const int needed = max_slices(p);
-  const bool one_pass = p.q_len * p.group_size <= kWarpRows;
-  if (needed <= half || (needed <= all && !one_pass))
-    return {ptx::max(needed, 1), (needed + kKeyWarps - 1) / kKeyWarps, box, true};
-  if (!one_pass) return {};
-  const int depth = ptx::min((half >= 2 * kKeyWarps ? half : all) / kKeyWarps, kMaxRingDepth);
-  return {depth * kKeyWarps, depth, box, false};
+  const int half_bytes = (device.max_smem_bytes + kReservedBytes) / 2 - kReservedBytes;
+  const int all = slots_in<Traits, 1>(device.max_smem_bytes);
+  const int half = slots_in<Traits, 1>(half_bytes);
+  const int needed = max_slices(p), rows = p.q_len * p.group_size;
+  if (needed <= half || (needed <= all && rows > kWarpRows))
+    return {ptx::max(needed, 1), (needed + kKeyWarps - 1) / kKeyWarps, box, 1, 1, true};
+  const int row_warps = rows > kWarpRows ? 2 : 1;
+  int slots = slots_in<Traits, 2>(device.max_smem_bytes);
+  if (row_warps == 1) slots = half >= 2 * kKeyWarps ? half : all;
+  const int depth = ptx::min(slots / kKeyWarps, kMaxRingDepth);
+  const int cta_rows = row_warps * kWarpRows;
+  return {depth * kKeyWarps, depth, box, row_warps, (rows + cta_rows - 1) / cta_rows, false};
 }
 
-template <class Traits>
+template <class Traits, int kRowWarps>
 ptx::Error launch(const AttentionParams& p, const Schedule& schedule, ptx::Stream stream) {
-  const ptx::Dim3 grid(unsigned(p.num_splits), unsigned(p.num_kv_heads), unsigned(p.num_seqs));
+  const ptx::Dim3 grid(unsigned(p.num_splits * schedule.row_blocks), unsigned(p.num_kv_heads),
+                       unsigned(p.num_seqs));
   const bool on_host = p.k.num_device_pages == 0;  // then the maps are not used
   const auto map = [&](const PagePool& pool, int dim) {
     return on_host ? ptx::TensorMap{} : map_pages(p, pool, dim, schedule.keys_per_box);
   };
-  return ptx::launch({grid, kThreads, smem_bytes<Traits>(schedule.num_slots), 1, stream},
-                     kernel<Traits>, map(p.k, p.head_dim), map(p.v, p.v_head_dim), p, schedule);
+  return ptx::launch({grid, 32 * kKeyWarps * kRowWarps,
+                      smem_bytes<Traits, kRowWarps>(schedule.num_slots), 1, stream},
+                     kernel<Traits, kRowWarps>, map(p.k, p.head_dim), map(p.v, p.v_head_dim), p,
+                     schedule);
+}
+
+template <class Traits>
+ptx::Error launch(const AttentionParams& p, const Schedule& schedule, ptx::Stream stream) {
+  return schedule.row_warps == 1 ? launch<Traits, 1>(p, schedule, stream)
+                                 : launch<Traits, 2>(p, schedule, stream);
 }
 
 }  // namespace swa::cuda::sm90_decode

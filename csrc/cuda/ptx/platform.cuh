@@ -8,6 +8,7 @@
 //   SWA_LOC_ONLY   the same for a primitive without other parameters
 //   SWA_PASS_LOC   last argument of a primitive called by a function that has SWA_LOC itself
 //   SWA_UNROLL     unrolls the loop that follows; no effect in emulation
+//   SWA_UNROLL_4   the same by four, where more would cost registers
 //   SWA_NO_UNROLL  keeps the loop that follows a loop, where unrolling would cost registers
 #pragma once
 #include <cstddef>
@@ -23,6 +24,7 @@
 #define SWA_LOC_ONLY
 #define SWA_PASS_LOC
 #define SWA_UNROLL _Pragma("unroll")
+#define SWA_UNROLL_4 _Pragma("unroll 4")
 #define SWA_NO_UNROLL _Pragma("unroll 1")
 
 #else
@@ -35,6 +37,7 @@
 #define SWA_LOC_ONLY ::swa::emu::Loc loc = ::swa::emu::Loc::here()
 #define SWA_UNROLL
 #define SWA_PASS_LOC , loc
+#define SWA_UNROLL_4
 #define SWA_NO_UNROLL
 #define __global__
 #define __grid_constant__
