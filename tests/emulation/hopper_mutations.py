@@ -3,7 +3,7 @@
 SWA = "kernels/sm90_swa_prefill.cuh"
 MAPS = "kernels/tensor_maps.h"
 LOADER, PRODUCT = "attention/tile_loader.cuh", "attention/wgmma_attention.cuh"
-PANEL = "tile/panel.cuh"
+PANEL, BOX = "tile/panel.cuh", "attention/output_box.cuh"
 
 HOPPER_MUTATIONS = (
     # synchronization
@@ -12,14 +12,14 @@ HOPPER_MUTATIONS = (
     ("hopper: unfinished tiles are used", SWA, "mbarrier_wait(ring.ready(tile), ring.parity(tile))", "sync_warp()"),
     ("hopper: tiles are finished before they land", SWA, "ring.parity(tile));\n    const bool", "1);\n    const bool"),
     ("hopper: one finisher is enough", SWA, "&smem.ready[i]), kFinishers", "&smem.ready[i]), 1"),
-    ("hopper: one consumer's word is enough", SWA, "kConsumers * 4", "4"),
+    ("hopper: one consumer's word is enough", SWA, "smem.empty[i]), kConsumers * 4", "smem.empty[i]), 4"),
     (
         "hopper: tiles are given back while seen",
         SWA,
-        "first_tile_for(position + step)",
-        "first_tile_for(position + 200)",
+        "first_tile_for(first + (kConsumers",
+        "first_tile_for(first + (25 * kConsumers",
     ),
-    ("hopper: tiles are never given back", SWA, "held_tile < next_tile", "held_tile < 0"),
+    ("hopper: tiles are never given back", SWA, "held_tile < next;", "held_tile < 0;"),
     ("hopper: queries are given back unread", SWA, "  ptx::wgmma_wait<0>(s);\n", ""),
     ("hopper: no wait for the last product", SWA, "  ptx::wgmma_wait<0>(flat<Traits>(out));\n", ""),
     ("hopper: no fence before the second product", PRODUCT, "  ptx::wgmma_fence(flat<Traits>(out));\n", ""),
@@ -66,10 +66,44 @@ HOPPER_MUTATIONS = (
     (
         "hopper: the second consumer has the first one's queries",
         SWA,
-        "position + i * tokens -",
-        "position + 0 * tokens -",
+        "position + i * tokens,",
+        "position + 0 * tokens,",
     ),
-    ("hopper: V by K's panels", SWA, "uint32_t(Tile::kValueOffset)", "0u"),
+    ("hopper: V by K's panels", SWA, "keys_at(i) + uint32_t(Tile::kValueOffset)", "keys_at(i)"),
+    ("hopper: V by K's panels, tile by tile", SWA, "(first + i) + uint32_t(Tile::kValueOffset)", "(first + i)"),
+    (
+        "hopper: queries are given back while tiles need them",
+        SWA,
+        "if (first + i == last) queries_read",
+        "if (i == 0) queries_read",
+    ),
+    ("hopper: queries are given back for each tile", SWA, "if (first + i == last) queries_read", "queries_read"),
+    (
+        "hopper: outputs of wide windows start anywhere",
+        SWA,
+        " || p_.window > kOnePassWindow)\n      for",
+        ")\n      for",
+    ),
+    ("hopper: outputs of steps without keys", SWA, "flat<Traits>(out)) x = 0.f;", "flat<Traits>(out)) x = 1.f;"),
+    # outputs in boxes
+    ("hopper: panels of outputs without a fence", BOX, "    ptx::fence_proxy_async();\n", ""),
+    ("hopper: lanes do not meet before a box leaves", BOX, "async();\n    ptx::sync_warp();", "async();"),
+    ("hopper: panels over boxes on their way", BOX, "    wait_for_output_panel();\n", ""),
+    ("hopper: the CTA ends before its boxes are read", SWA, "    wait_for_output_panel();\n", ""),
+    (
+        "hopper: panels unswizzled",
+        BOX,
+        "panel + panel_offset(16, panel_row, j - first / 8 + lane / 16)",
+        "panel + panel_row * 128 + (j - first / 8 + lane / 16) * 16",
+    ),
+    ("hopper: boxes with other segments' rows", SWA, "ptx::all(rows.exists[0] && rows.exists[1])", "true"),
+    ("hopper: one half of the rows decides on a box", SWA, "rows.exists[0] && rows.exists[1]", "rows.exists[0]"),
+    ("hopper: every warp's box is the first's", SWA, "row + token, factor", "row, factor"),
+    ("hopper: heads of the group's start", SWA, "head + first_row % p_.group_size", "head"),
+    ("hopper: the lower rows' factor for all", BOX, "pair[0] * factor[i % 2]", "pair[0] * factor[0]"),
+    ("hopper: the first columns twice", BOX, "tma_store_3d(&map, panel, first,", "tma_store_3d(&map, panel, 0,"),
+    ("hopper: groups that are no box", MAPS, "kRows % p.group_size == 0 ||", "true ||"),
+    ("hopper: alignment of outputs not looked at", MAPS, "all_aligned(16, p.out,", "all_aligned(2, p.out,"),
     ("hopper: panels of queries next to each other", PRODUCT, "q + panel * kPanelUnits<kWarpgroupRows>", "q + panel"),
     ("hopper: keys of the first slice again", PRODUCT, "uint64_t(step) * (kSlice", "uint64_t(0) * (kSlice"),
     (
@@ -81,9 +115,25 @@ HOPPER_MUTATIONS = (
     ("hopper: alignment not looked at", MAPS, "pool.device_page_stride, pool.device_slot_stride", "0, 0"),
     # what is seen
     ("hopper: rows before the segment", SWA, "position + rows.token[r] >= segment.first", "true"),
-    ("hopper: nobody's slices count", PRODUCT, "x = seen ? ptx::ex2(x - base[r]) : 0.f;", "x = ptx::ex2(x - base[r]);"),
-    ("hopper: slices at an edge are not masked", PRODUCT, "visibility == Visibility::kSome &&", "false &&"),
-    ("hopper: a window too many", SWA, "(kMaxTiles - 1) * kTileKeys + 1", "kMaxTiles * kTileKeys"),
+    (
+        "hopper: the slice at the window's start is not masked",
+        PRODUCT,
+        "i >= kSlice && i <",
+        "i >= 0 && i <",
+    ),
+    ("hopper: the last slice is not masked", PRODUCT, "i < kKeys / 2 - kSlice) continue", "i < kKeys / 2) continue"),
+    ("hopper: nine slices whatever is seen", SWA, "first <= slices.first &&", ""),
+    ("hopper: nine slices with masks inside", SWA, "first + 1 >= slices.seen_by_all_from &&", ""),
+    ("hopper: nine slices with masks at the end", SWA, "slices.last - 1 <= slices.seen_by_all_to", "true"),
+    ("hopper: nine slices of capped scores", SWA, "may_be_narrow && narrow >= 0", "narrow >= 0"),
+    ("hopper: a token's keys count for all", SWA, "end = first_key_for(last, window)", "end = begin"),
+    (
+        "hopper: sums that start anew are scaled",
+        PRODUCT,
+        "base[r] = larger == -INFINITY ? 0.f : larger;",
+        "base[r] = larger;",
+    ),
+    ("hopper: a window too many in one pass", SWA, "(kOnePassTiles - 1) * kTileKeys + 1", "kOnePassTiles * kTileKeys"),
     ("hopper: a slot too few", SWA, "num_slots < visible) return none", "num_slots < visible - 1) return none"),
     ("hopper: on every card", SWA, "device.compute_capability / 10 != 9 ||", ""),
 )

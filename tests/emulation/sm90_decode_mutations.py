@@ -1,6 +1,7 @@
 """Mistakes to plant in sm90_decode: (name, file below csrc/cuda, what it says, what it shall say)."""
 
 DECODE, LOADER, MAPS = "kernels/sm90_decode.cuh", "attention/slice_loader.cuh", "kernels/tensor_maps.h"
+COMBINE = "kernels/smxx_combine.cuh"
 
 SM90_DECODE_MUTATIONS = (
     # synchronization
@@ -13,14 +14,14 @@ SM90_DECODE_MUTATIONS = (
     ("sm90_decode: every use is the first of its slot", DECODE, "uint32_t(use / schedule_.depth & 1)", "0u"),
     ("sm90_decode: copies a slice too early", DECODE, "wait_for_copies(schedule_.depth - 1)", "wait_for_copies(3)"),
     ("sm90_decode: groups are not counted", DECODE, "return ptx::cp_async_commit();  // wait", "return;  // wait"),
-    ("sm90_decode: slots are loaded while read", DECODE, "    ptx::fence_proxy_async();\n    ptx::sync_warp();\n", ""),
+    ("sm90_decode: slots are loaded while read", DECODE, "    ptx::fence_proxy_async();\n    meet();\n", ""),
     ("sm90_decode: no fence before TMA", DECODE, "    ptx::fence_proxy_async();\n", ""),
-    ("sm90_decode: lanes do not meet before TMA", DECODE, "async();\n    ptx::sync_warp();", "async();"),
+    ("sm90_decode: lanes do not meet before TMA", DECODE, "async();\n    meet();", "async();"),
     (
         "sm90_decode: lanes do not meet before use",
         DECODE,
-        "(slot(use), 0, 1);\n    ptx::sync_warp();",
-        "(slot(use), 0, 1);",
+        "row_warp(), kRowWarps);\n    meet();",
+        "row_warp(), kRowWarps);",
     ),
     ("sm90_decode: barriers in use before they are there", DECODE, "  ptx::sync_threads();\n}", "}"),
     ("sm90_decode: TMA does not know of the barriers", DECODE, "    ptx::fence_mbarrier_init();\n", ""),
@@ -33,14 +34,14 @@ SM90_DECODE_MUTATIONS = (
     (
         "sm90_decode: nobody arrives for rows",
         LOADER,
-        "      if (ptx::lane_id() == 0) ptx::mbarrier_arrive(landed);\n",
+        "      if (warp == 0 && ptx::lane_id() == 0) ptx::mbarrier_arrive(landed);\n",
         "",
     ),
     (
         "sm90_decode: every lane arrives for rows",
         LOADER,
-        "if (ptx::lane_id() == 0) ptx::mbarrier_arrive",
-        "ptx::mbarrier_arrive",
+        "warp == 0 && ptx::lane_id() == 0) ptx::mbarrier",
+        "warp == 0) ptx::mbarrier",
     ),
     ("sm90_decode: the second round's uses are the first's", DECODE, "      use += slices.count();\n", ""),
     # what comes by TMA, and where it goes
@@ -66,7 +67,50 @@ SM90_DECODE_MUTATIONS = (
     ("sm90_decode: panels over each other", LOADER, "i * Slice::kPanelBytes", "0 * Slice::kPanelBytes"),
     ("sm90_decode: the first panel of all", LOADER, "landed, i * kPanelElements", "landed, 0 * kPanelElements"),
     ("sm90_decode: head 0 of all", LOADER, "kv_head_, slot, page", "0, slot, page"),
-    ("sm90_decode: no factors for float8 by TMA", LOADER, "      rows_.load_scales(index, slot);\n", ""),
+    (
+        "sm90_decode: no factors for float8 by TMA",
+        LOADER,
+        "if (warp == 0) rows_.load_scales(index, slot);",
+        "if (warp > 1) rows_.load_scales(index, slot);",
+    ),
+    # two warps that share a key warp's slots
+    ("sm90_decode: row warps meet at one barrier", DECODE, "1 + ptx::warp_id() % kKeyWarps, 32", "1, 32"),
+    ("sm90_decode: row warps do not meet", DECODE, "if constexpr (kRowWarps == 1)", "if constexpr (true)"),
+    (
+        "sm90_decode: both row warps ask for boxes",
+        DECODE,
+        "if (boxed && row_warp() == 0) loader_",
+        "if (boxed) loader_",
+    ),
+    (
+        "sm90_decode: both row warps refill a slot",
+        DECODE,
+        "boxed && row_warp() == 0 && ptx::lane_id()",
+        "boxed && ptx::lane_id()",
+    ),
+    ("sm90_decode: both row warps arrive", LOADER, "if (warp == 0 && ptx::lane_id() == 0)", "if (ptx::lane_id() == 0)"),
+    (
+        "sm90_decode: one row warp's share of rows",
+        LOADER,
+        "rows_.load(index, slot, warp, num",
+        "rows_.load(index, slot, 0, num",
+    ),
+    (
+        "sm90_decode: one row warp clears its share",
+        DECODE,
+        "special_values(slot(use), row_warp()",
+        "special_values(slot(use), 0",
+    ),
+    (
+        "sm90_decode: both row warps have the first rows",
+        DECODE,
+        "ptx::warp_id() / kKeyWarps * kWarpRows",
+        "0 * kWarpRows",
+    ),
+    ("sm90_decode: every CTA has the first rows", DECODE, "first_row = row_block * kRows", "first_row = 0 * row_block"),
+    ("sm90_decode: a CTA too few for the rows", DECODE, "(rows + cta_rows - 1) / cta_rows", "rows / cta_rows"),
+    # what is chained to it
+    ("combine: not chained", COMBINE, "  ptx::wait_for_grid();\n", ""),
     ("sm90_decode: float8 swizzled as 16-bit pools", MAPS, "KvPanel<1>::kSwizzle", "KvPanel<2>::kSwizzle"),
     (
         "sm90_decode: float8 as 16-bit elements",
@@ -95,7 +139,6 @@ SM90_DECODE_MUTATIONS = (
         "(visible + kSliceKeys - 2) / kSliceKeys + 1,",
         "(visible + kSliceKeys - 2) / kSliceKeys,",
     ),
-    ("sm90_decode: rings for several passes", DECODE, "  if (!one_pass) return {};\n", ""),
     ("sm90_decode: on every card", DECODE, "device.compute_capability / 10 != 9 || ", ""),
     ("sm90_decode: pages of any size", DECODE, "box == 0 || ", ""),
     ("sm90_decode: strides of K that TMA cannot describe", DECODE, "!mappable(p.k) || ", ""),

@@ -2,6 +2,7 @@
 
 PREFILL, DIMS = "kernels/sm90_prefill.cuh", "kernels/attention_dims.cuh"
 RING, LOADER, PRODUCT = "attention/tile_ring.cuh", "attention/tile_loader.cuh", "attention/wgmma_attention.cuh"
+QUERIES = "attention/query_box.cuh"
 
 SM90_PREFILL_MUTATIONS = (
     # synchronization
@@ -38,30 +39,30 @@ SM90_PREFILL_MUTATIONS = (
     ),
     (
         "sm90_prefill: K is given back while read",
-        PREFILL,
-        "    ptx::wgmma_wait<1>(s);\n    rings.keys.give_back(use + i + 1);",
-        "    rings.keys.give_back(use + i + 1);\n    ptx::wgmma_wait<1>(s);",
+        PRODUCT,
+        "    ptx::wgmma_wait<1>(s);\n    tiles.keys_read(i + 1);",
+        "    tiles.keys_read(i + 1);\n    ptx::wgmma_wait<1>(s);",
     ),
     (
         "sm90_prefill: V is given back while read",
-        PREFILL,
-        "    ptx::wgmma_wait<0>(flat<Traits>(out));\n    rings.values.give_back(use + i);",
-        "    rings.values.give_back(use + i);\n    ptx::wgmma_wait<0>(flat<Traits>(out));",
+        PRODUCT,
+        "    ptx::wgmma_wait<0>(flat<Traits>(out));\n    tiles.values_read(i);",
+        "    tiles.values_read(i);\n    ptx::wgmma_wait<0>(flat<Traits>(out));",
     ),
-    ("sm90_prefill: the first K is never given back", PREFILL, "  rings.keys.give_back(use);\n", ""),
+    ("sm90_prefill: the first K is never given back", PRODUCT, "  tiles.keys_read(0);\n", ""),
     ("sm90_prefill: tiles passed by are kept", PREFILL, "    rings.values.give_back(use + i);\n  }\n}", "  }\n}"),
-    ("sm90_prefill: scores are touched in flight", PREFILL, "ptx::wgmma_wait<1>(s)", "ptx::wgmma_wait<2>(s)"),
+    ("sm90_prefill: scores are touched in flight", PRODUCT, "ptx::wgmma_wait<1>(s)", "ptx::wgmma_wait<2>(s)"),
     (
         "sm90_prefill: the output is rescaled in flight",
-        PREFILL,
-        "    ptx::wgmma_wait<0>(flat<Traits>(out));\n    rings",
-        "    rings",
+        PRODUCT,
+        "      ptx::wgmma_wait<0>(flat<Traits>(out));\n      rescale",
+        "      rescale",
     ),
     (
         "sm90_prefill: no wait for the last product",
-        PREFILL,
-        "  ptx::wgmma_wait<0>(flat<Traits>(out));\n  rings",
-        "  rings",
+        PRODUCT,
+        "  ptx::wgmma_wait<0>(flat<Traits>(out));\n  tiles.values_read(last)",
+        "  tiles.values_read(last)",
     ),
     ("sm90_prefill: no fence before S", PRODUCT, "  ptx::wgmma_fence(s);\n", ""),
     ("sm90_prefill: no fence before P V", PRODUCT, "  ptx::wgmma_fence(flat<Traits>(out));\n", ""),
@@ -94,9 +95,9 @@ SM90_PREFILL_MUTATIONS = (
     ),
     (
         "sm90_prefill: fewer bytes of queries",
-        PREFILL,
-        "p.group_size * Traits::kHeadDim * 2)",
-        "p.group_size * Traits::kHeadDim)",
+        QUERIES,
+        "uint32_t(rows * Traits::kHeadDim * 2)",
+        "uint32_t(rows * Traits::kHeadDim)",
     ),
     (
         "sm90_prefill: the second half of a tile over the first",
@@ -147,8 +148,13 @@ SM90_PREFILL_MUTATIONS = (
         "uint64_t(part * kColumns / kPanelElements)",
         "uint64_t(0 * kColumns / kPanelElements)",
     ),
-    ("sm90_prefill: the second consumer has the first one's queries", PREFILL, "part.first_row);", "block.first_row);"),
-    ("sm90_prefill: queries of the first KV head", PREFILL, "kv_head_of_cta(p) * p.group_size,\n", "0,\n"),
+    (
+        "sm90_prefill: the second consumer has the first one's queries",
+        PREFILL,
+        "part.first_row,\n",
+        "block.first_row,\n",
+    ),
+    ("sm90_prefill: queries of the first KV head", PREFILL, "kv_head_of_cta(p) * p.group_size, part", "0, part"),
     (
         "sm90_prefill: a CTA too few",
         PREFILL,
@@ -159,26 +165,26 @@ SM90_PREFILL_MUTATIONS = (
     (
         "sm90_prefill: edge tiles are not masked",
         PRODUCT,
-        "  if (rows.visibility(first_key, kKeys) != Visibility::kAll) mask_scores<kKeys>(s, first_key, rows);\n",
+        "  mask_scores<Unseen::kAnywhere, kKeys>(s, first_key, rows);\n",
         "",
     ),
     (
         "sm90_prefill: only half of a tile counts as its edge",
         PRODUCT,
-        "rows.visibility(first_key, kKeys) !=",
-        "rows.visibility(first_key, kKeys / 2) !=",
+        "rows.visibility(first_key, kKeys) ==",
+        "rows.visibility(first_key, kKeys / 2) ==",
     ),
     (
         "sm90_prefill: masks are a key off",
         PRODUCT,
-        "if (!rows.sees(i / 2 % 2, first_key +",
-        "if (!rows.sees(i / 2 % 2, first_key + 1 +",
+        "const int first = first_key + 2 *",
+        "const int first = first_key + 1 + 2 *",
     ),
     (
         "sm90_prefill: masks of neighbouring columns",
         PRODUCT,
-        "i / 4 * 8 + 2 * t + i % 2)) s[i]",
-        "i / 4 * 8 + 2 * t)) s[i]",
+        "key = i / 4 * 8 + i % 2;",
+        "key = i / 4 * 8;",
     ),
     (
         "sm90_prefill: the tile at the window's start is skipped",
@@ -198,21 +204,26 @@ SM90_PREFILL_MUTATIONS = (
         "(end_key - 1) / kTileKeys + 1",
         "(end_key - 2) / kTileKeys + 1",
     ),
-    ("sm90_prefill: capped scores are scaled again", PRODUCT, "    factor = 1.f;\n", ""),
+    ("sm90_prefill: capped scores are scaled again", PRODUCT, "  return 1.f;\n", "  return scale.scale;\n"),
     (
         "sm90_prefill: a row without keys yet has a base",
         PRODUCT,
         "base[r] = larger == -INFINITY ? 0.f : larger;",
         "base[r] = larger;",
     ),
-    ("sm90_prefill: outputs are not rescaled", PREFILL, "    rescale<Traits>(out, correction);\n", ""),
+    ("sm90_prefill: outputs are not rescaled", PRODUCT, "      rescale<Traits>(out, correction);\n", ""),
     (
         "sm90_prefill: one row decides on rescaling",
         PRODUCT,
         "correction[0] != 1.f || correction[1] != 1.f);",
         "correction[0] != 1.f);",
     ),
-    ("sm90_prefill: sums are not rescaled", PRODUCT, "fmaf(state.sum[r], correction[r],", "fmaf(state.sum[r], 1.f,"),
+    (
+        "sm90_prefill: sums are not rescaled",
+        PRODUCT,
+        "fmaf(state.sum[r], maxima.correction[r],",
+        "fmaf(state.sum[r], 1.f,",
+    ),
     # which cases
     ("sm90_prefill: any scale", PREFILL, "!(p.softmax_scale > 0.f) ||", ""),
     ("sm90_prefill: on every card", PREFILL, "device.compute_capability / 10 != 9 ||", ""),

@@ -85,7 +85,8 @@ class WarpSlices {
     i += schedule_.depth, use += schedule_.depth;
     release();
     const bool boxed = i < count_ && loader_.boxed(index(i));
-    if (boxed && row_warp() == 0 && ptx::lane_id() == 0) loader_.issue(index(i), slot(use), landed(use));
+    if (boxed && row_warp() == 0 && ptx::lane_id() == 0)
+      loader_.issue(index(i), slot(use), landed(use));
     load_rest(i, use, boxed);
   }
 
@@ -135,9 +136,10 @@ class WarpSlices {
 
 // Attention of 16 rows over this warp's slices, which have been started as `use`.
 template <class Traits, int kRowWarps>
-SWA_DEVICE void attend_slices(const WarpSlices<Traits, kRowWarps>& slices, int use, const Query<Traits>& query,
-                              const WarpRows& rows, const ScoreScale& scale, bool careful,
-                              SoftmaxState& state, Output<Traits>& out) {
+SWA_DEVICE void attend_slices(const WarpSlices<Traits, kRowWarps>& slices, int use,
+                              const Query<Traits>& query, const WarpRows& rows,
+                              const ScoreScale& scale, bool careful, SoftmaxState& state,
+                              Output<Traits>& out) {
   for (int i = 0; i < slices.count(); ++i) {
     slices.wait(use + i, careful);
     const auto slice_at = [&](int) { return slices.slot(use + i); };

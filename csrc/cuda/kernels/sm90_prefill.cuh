@@ -18,6 +18,7 @@
 #pragma once
 #include "cuda/attention/epilogue.cuh"
 #include "cuda/attention/everybody.cuh"
+#include "cuda/attention/query_box.cuh"
 #include "cuda/attention/special_values.cuh"
 #include "cuda/attention/tile_loader.cuh"
 #include "cuda/attention/tile_ring.cuh"
@@ -44,7 +45,6 @@ template <class Traits>
 struct Shape {
   static constexpr int kTileKeys = Traits::kHeadDim < 256 ? 128 : 64;
   static constexpr int kStages = Traits::kHeadDim <= 64 ? 4 : Traits::kHeadDim <= 128 ? 3 : 2;
-  static constexpr int kQueryBytes = kWarpgroupRows * Traits::kHeadDim * 2;
   using Tile = KvTile<Traits::kHeadDim, Traits::kValueDim, kTileKeys>;
   using KeyRing = TileRing<kStages, Tile::kKeyBytes>;
   using ValueRing = TileRing<kStages, Tile::kValueBytes>;
@@ -52,7 +52,7 @@ struct Shape {
 
 template <class Traits>
 struct SharedStorage {
-  alignas(1024) uint8_t q[kConsumers][Shape<Traits>::kQueryBytes];
+  alignas(1024) uint8_t q[kConsumers][kQueryBytes<Traits>];
   typename Shape<Traits>::KeyRing::Storage keys;
   typename Shape<Traits>::ValueRing::Storage values;
   ptx::U32x4 block;
@@ -138,15 +138,7 @@ SWA_DEVICE void init(const AttentionParams& p, const Schedule& schedule,
     rings.values.init(kFinishers, kConsumers * 4);
     ptx::fence_mbarrier_init();
   }
-  // Rows that no box of queries reaches.
-  constexpr int kChunks = Traits::kHeadDim / 8;
-  const int query_rows = schedule.tokens * p.group_size;
-  const int missing = (kWarpgroupRows - query_rows) * kChunks;
-  for (int c = int(ptx::thread_idx().x); c < kConsumers * missing; c += kThreads) {
-    const int row = query_rows + c % missing / kChunks;
-    ptx::sts(ptx::smem_u32(smem.q[c / missing]) + panel_offset(kWarpgroupRows, row, c % kChunks),
-             ptx::U32x4{0, 0, 0, 0});
-  }
+  clear_rows_without_queries<Traits>(smem.q, schedule.tokens * p.group_size);
   ptx::fence_proxy_async();
   ptx::sync_threads();
 }
@@ -158,14 +150,9 @@ SWA_DEVICE void load_queries(const AttentionParams& p, const Schedule& schedule,
   for (int i = 0; i < kConsumers; ++i) {
     const Block part = part_of(block, schedule, i);
     if (part.num_tokens == 0) continue;
-    const uint32_t full = ptx::smem_u32(&smem.q_full[i]);
-    ptx::mbarrier_arrive_expect_tx(full,
-                                   uint32_t(schedule.tokens * p.group_size * Traits::kHeadDim * 2));
-    SWA_UNROLL
-    for (int panel = 0; panel < Traits::kHeadDim / kPanelElements; ++panel)
-      ptx::tma_load_3d(ptx::smem_u32(smem.q[i]) + uint32_t(panel * kWarpgroupRows * kPanelRowBytes),
-                       &q_map, full, panel * kPanelElements, kv_head_of_cta(p) * p.group_size,
-                       part.first_row);
+    load_query_box<Traits>(ptx::smem_u32(smem.q[i]), ptx::smem_u32(&smem.q_full[i]), q_map,
+                           kv_head_of_cta(p) * p.group_size, part.first_row,
+                           schedule.tokens * p.group_size);
   }
 }
 

@@ -17,6 +17,7 @@
 #pragma once
 #include "cuda/attention/epilogue.cuh"
 #include "cuda/attention/output_box.cuh"
+#include "cuda/attention/query_box.cuh"
 #include "cuda/attention/special_values.cuh"
 #include "cuda/attention/tile_loader.cuh"
 #include "cuda/attention/wgmma_attention.cuh"
@@ -70,12 +71,11 @@ struct Schedule {
 
 template <class Traits>
 struct SharedStorage {
-  static constexpr int kQueryBytes = kWarpgroupRows * Traits::kHeadDim * 2;
   uint64_t q_full[kConsumers], q_empty[kConsumers];
   uint64_t landed[kMaxSlots], ready[kMaxSlots], empty[kMaxSlots];
   uint32_t special[kMaxSlots][kFinishers];  // V had an infinity or NaN
   ptx::U32x4 segment;
-  alignas(1024) uint8_t q[kConsumers][kQueryBytes];
+  alignas(1024) uint8_t q[kConsumers][kQueryBytes<Traits>];
   alignas(1024) uint8_t out[kConsumers * 4][kOutputPanelBytes];
   alignas(1024) uint8_t ring[1024];  // num_slots tiles; how many is known at launch
 };
@@ -155,15 +155,7 @@ SWA_DEVICE void init(const AttentionParams& p, const Schedule& schedule,
     }
     ptx::fence_mbarrier_init();
   }
-  // Rows that no box of queries reaches.
-  constexpr int kChunks = Traits::kHeadDim / 8;
-  const int query_rows = p.group_size << schedule.tokens_shift;
-  const int missing = (kWarpgroupRows - query_rows) * kChunks;
-  for (int c = int(ptx::thread_idx().x); c < kConsumers * missing; c += kThreads) {
-    const int row = query_rows + c % missing / kChunks;
-    ptx::sts(ptx::smem_u32(smem.q[c / missing]) + panel_offset(kWarpgroupRows, row, c % kChunks),
-             ptx::U32x4{0, 0, 0, 0});
-  }
+  clear_rows_without_queries<Traits>(smem.q, p.group_size << schedule.tokens_shift);
   ptx::fence_proxy_async();
   ptx::sync_threads();
 }
@@ -188,15 +180,10 @@ SWA_DEVICE void produce(const AttentionParams& p, const Schedule& schedule, cons
     const int last_tile = position + step > 0 ? (position + step - 1) / kTileKeys : tiles.first - 1;
     issue_up_to(last_tile);
     for (int i = 0; i < kConsumers; ++i) {
-      const uint32_t full = ptx::smem_u32(&ring.smem.q_full[i]);
       ptx::mbarrier_wait(ptx::smem_u32(&ring.smem.q_empty[i]), parity);
-      ptx::mbarrier_arrive_expect_tx(full, uint32_t(tokens * p.group_size * Traits::kHeadDim * 2));
-      const int row = segment.row + position + i * tokens;
-      SWA_UNROLL
-      for (int panel = 0; panel < Traits::kHeadDim / kPanelElements; ++panel)
-        ptx::tma_load_3d(
-            ptx::smem_u32(ring.smem.q[i]) + uint32_t(panel * kWarpgroupRows * kPanelRowBytes),
-            &q_map, full, panel * kPanelElements, kv_head_of_cta() * p.group_size, row);
+      load_query_box<Traits>(ptx::smem_u32(ring.smem.q[i]), ptx::smem_u32(&ring.smem.q_full[i]),
+                             q_map, kv_head_of_cta() * p.group_size,
+                             segment.row + position + i * tokens, tokens * p.group_size);
     }
     issue_up_to(last_tile + schedule.num_ahead);
   }
