@@ -16,7 +16,7 @@ KEY_WARPS = 4
 SPLIT = 1024  # keys
 MAX_RING_DEPTH = 4  # slots of a warp
 JOIN_BYTES = 12 << 10  # of shared memory, for every 16 rows at once
-# Clocks. A product with K continues the one before it, those with V are independent: one after the other they start.
+# Clocks. A product with K continues the last but one before it, those with V are independent: one after another they start.
 MMA_LATENCY, MMA_INTERVAL, SOFTMAX_LATENCY = 33, 7, 200
 JOIN_LATENCY = 150  # of 32 columns: two barriers, shared memory written and read
 CHAINED_LAUNCH = 0.25  # of a launch: a kernel chained by programmatic dependent launch is there when the first one ends
@@ -33,16 +33,13 @@ class Layout:
 
 
 def sm90_decode(case: Case, card: Card) -> Work | None:
-    """Up to 64 rows (32 for heads of 256) on the same keys in shared memory. Two or more CTAs per SM where their ranges are
-    short enough, else rings. The combine of splits is chained to the kernel."""
-    layer = case.layer
+    """Two or more CTAs per SM where their ranges are short enough to be resident, for any number of rows. Else rings, for 32
+    rows at most: more are CTAs that ask for the same keys. The combine of splits is chained to the kernel."""
     if case.op != "decode" or not card.is_hopper:
         return None
-    most = 2 if layer.head_dim == 256 else 4
-    row_warps = 1 << (min(num_row_blocks(case), most) - 1).bit_length()
-    layout = hopper_layout(case, card, row_warps)
-    passes = -(-num_row_blocks(case) // row_warps)
-    return decode("sm90_decode", case, card, layout, passes, CHAINED_LAUNCH) if layout.slots else None
+    layout = hopper_layout(case, card)
+    ctas = 1 if layout.resident else -(-num_row_blocks(case) // layout.row_warps)
+    return decode("sm90_decode", case, card, layout, ctas, CHAINED_LAUNCH) if layout.slots else None
 
 
 def sm80_decode(case: Case, card: Card) -> Work | None:
@@ -61,16 +58,18 @@ def sm80_decode(case: Case, card: Card) -> Work | None:
     return decode("sm80_decode", case, card, layout, passes, 1.0) if slots else None
 
 
-def hopper_layout(case: Case, card: Card, row_warps: int) -> Layout:
-    size = slice_bytes(case)
-    whole = card.smem_bytes - RESERVED_SMEM_BYTES
-    half = card.smem_bytes // 2 - RESERVED_SMEM_BYTES
-    in_whole, in_half = (max(0, room - row_warps * JOIN_BYTES) // size for room in (whole, half))
-    needed = max_slices(case)
-    resident = needed <= in_half or (needed <= in_whole and row_warps > 1)
-    ring = in_half if in_half >= 2 * KEY_WARPS else in_whole
-    slots = needed if resident else min(ring // KEY_WARPS, MAX_RING_DEPTH) * KEY_WARPS
-    return Layout(row_warps, slots, resident, ctas_per_sm(case, card, row_warps, slots))
+def hopper_layout(case: Case, card: Card) -> Layout:
+    def slots_in(smem_bytes: int, row_warps: int) -> int:
+        return max(0, smem_bytes - RESERVED_SMEM_BYTES - row_warps * JOIN_BYTES) // slice_bytes(case)
+
+    needed, several = max_slices(case), num_row_blocks(case) > 1
+    whole, half = slots_in(card.smem_bytes, 1), slots_in(card.smem_bytes // 2, 1)
+    if needed <= half or (needed <= whole and several):
+        return Layout(1, needed, True, ctas_per_sm(case, card, 1, needed))
+    row_warps = 2 if several else 1
+    ring = slots_in(card.smem_bytes, 2) if several else half if half >= 2 * KEY_WARPS else whole
+    slots = min(ring // KEY_WARPS, MAX_RING_DEPTH) * KEY_WARPS
+    return Layout(row_warps, slots, False, ctas_per_sm(case, card, row_warps, slots))
 
 
 def ctas_per_sm(case: Case, card: Card, row_warps: int, slots: int) -> int:
@@ -116,7 +115,7 @@ def decode(kernel: str, case: Case, card: Card, layout: Layout, passes: int, com
 
 def slice_latency(layer: Layer) -> float:
     """Clocks in which a warp attends with 16 rows to a slice, alone: products with K, softmax, products with V."""
-    keys = layer.head_dim / 16 * MMA_LATENCY
+    keys = layer.head_dim / 32 * MMA_LATENCY
     return keys + SOFTMAX_LATENCY + layer.v_head_dim / 8 * MMA_INTERVAL + MMA_LATENCY
 
 

@@ -9,22 +9,23 @@ from collections.abc import Callable
 from bench.gpu.cases import Case, Layer
 
 from .card import RESERVED_SMEM_BYTES, Card
-from .work import SLICE, Work, mma_sync_operands, scheduled
+from .work import SLICE, WGMMA_SCORE_INSTRUCTIONS, Work, mma_sync_operands, scheduled
 
 TILE = 64  # keys, and rows of wgmma
 CONSUMERS = 2
 ROWS = 128  # of a CTA
+# Of sm90_swa_prefill: slots of the ring by head dims, and how far windows go.
+SLOTS = {(64, 64): 8, (128, 128): 5, (192, 128): 4}
+MAX_WINDOW, ONE_PASS_WINDOW = 257, 129
 NARROW_SLICES = 9
-# Of sm90_swa_prefill, by head dims: tiles of keys that are in sight at once, and slots of the ring.
-TILINGS = {(64, 64): (5, 8), (128, 128): (5, 5), (192, 128): (4, 4)}
 
 
 def sm90_swa_prefill(case: Case, card: Card) -> Work | None:
-    """Blocks of 64 rows of which all see few tiles; nine slices are multiplied if no more are seen of three tiles, else
-    whole tiles. The steps of two warpgroups alternate: one's products run in the other's softmax."""
+    """Blocks of 64 rows, which multiply nine slices where a window is that, else whole tiles. The steps of two warpgroups
+    alternate: one's products run in the other's softmax."""
     layer = case.layer
-    max_tiles, max_slots = TILINGS.get((layer.head_dim, layer.v_head_dim), (0, 0))
-    if not takes_hopper_prefill(case, card) or (layer.window or 1 << 30) > (max_tiles - 1) * TILE + 1:
+    max_slots = SLOTS.get((layer.head_dim, layer.v_head_dim), 0)
+    if not takes_hopper_prefill(case, card) or (layer.window or 1 << 30) > MAX_WINDOW:
         return None
     tokens = 1 << (TILE // layer.group_size).bit_length() - 1  # of a warpgroup
     step = CONSUMERS * tokens
@@ -36,22 +37,16 @@ def sm90_swa_prefill(case: Case, card: Card) -> Work | None:
     blocks = [-(-(first % tokens + length) // tokens) for first, length in segments]
     rows = TILE * sum(blocks) * layer.num_kv_heads
 
-    def keys(first: int) -> int:
-        tiles = touched(layer, first, tokens, TILE)
-        narrow = tiles == 3 and touched(layer, first, tokens, SLICE) <= NARROW_SLICES
-        return NARROW_SLICES * SLICE if narrow else tiles * TILE
-
-    macs = rows * average(keys, tokens) * layer.dims
+    scores = rows * average(lambda first: multiplied_keys(layer, first, tokens), tokens)
     tiles = average(lambda first: touched(layer, first, tokens, TILE), tokens)
-    warp_tokens = max(1, tokens // 4)
-    slices = average(lambda first: touched(layer, first, warp_tokens, SLICE), warp_tokens)
     return Work(
         kernel="sm90_swa_prefill",
         wgmma=True,
         **walk_bytes(case, segments),
-        macs=macs,
-        scores=rows * slices * SLICE,  # what no row of a warp sees is left out
-        smem_bytes=wgmma_operand_bytes(macs, rows * tiles, layer),
+        macs=scores * layer.dims,
+        scores=scores,
+        score_instructions=WGMMA_SCORE_INSTRUCTIONS,
+        smem_bytes=wgmma_operand_bytes(scores * layer.dims, rows * tiles, layer),
         **scheduled(blocks * layer.num_kv_heads, card),
     )
 
@@ -98,6 +93,7 @@ def sm90_prefill(case: Case, card: Card) -> Work | None:
         **stream_bytes(case, keys),
         macs=macs,
         scores=scores,
+        score_instructions=WGMMA_SCORE_INSTRUCTIONS,
         smem_bytes=wgmma_operand_bytes(macs, heads * TILE * tiles, layer),
         **scheduled([cost for cost in reversed(costs) for _ in range(heads)], card),
     )
@@ -137,6 +133,19 @@ def wgmma_operand_bytes(macs: float, row_tiles: float, layer: Layer) -> float:
 def touched(layer: Layer, first: int, tokens: int, grain: int) -> int:
     """Ranges of `grain` keys that the `tokens` positions from `first` on see."""
     return (first + tokens - 1) // grain - max(0, first - layer.window + 1) // grain + 1
+
+
+def multiplied_keys(layer: Layer, first: int, tokens: int) -> int:
+    """Of sm90_swa_prefill's step of `tokens` positions: the last nine slices if they have all keys that are seen and every
+    token sees the inner seven, else the tiles that are touched."""
+    last = first + tokens - 1
+    begin, seen_by_all = max(0, first - layer.window + 1), max(0, last - layer.window + 1)
+    narrow = last // SLICE - NARROW_SLICES + 1
+    inside = begin // TILE * TILE // SLICE <= narrow <= begin // SLICE
+    unmasked = (narrow + 1) * SLICE >= seen_by_all and last // SLICE * SLICE <= first + 1
+    if layer.window <= ONE_PASS_WINDOW and inside and unmasked:
+        return NARROW_SLICES * SLICE
+    return touched(layer, first, tokens, TILE) * TILE
 
 
 def average(count: Callable[[int], int], tokens: int) -> float:

@@ -11,7 +11,9 @@ from .card import Card
 SLICE = 16  # keys, and rows of mma.sync: the grain of sm_80's kernels and of decode
 LOOKUP_US = 0.8  # two loads of which the second needs the first: a length, an entry of the block table
 LOAD_US, HOST_LOAD_US = 0.7, 1.5  # a tile from device memory, rows across the host link
-INSTRUCTIONS_PER_SCORE = 6  # scale, maximum, subtract, add, half a conversion, bookkeeping; ex2 not counted
+# ex2 not counted. mma.sync: scale, maximum, subtract, add, half a conversion, bookkeeping. wgmma: the scale is part of the
+# subtraction, and bookkeeping goes by tiles.
+SCORE_INSTRUCTIONS, WGMMA_SCORE_INSTRUCTIONS = 6, 4.5
 INSTRUCTIONS_PER_CONVERSION = 2  # of an element of float8, by the hardware's conversion of pairs
 
 
@@ -28,6 +30,7 @@ class Work:
     smem_bytes: float  # operands that products read from shared memory
     busy: float  # share of the SM-rounds that have a CTA
     starts: float  # CTAs one after another in one place on an SM
+    score_instructions: float = SCORE_INSTRUCTIONS
     per_sm: int = 1  # CTAs at the same time on an SM
     link_bytes: float = 0.0
     conversions: float = 0.0  # elements of float8 that are widened
@@ -63,7 +66,7 @@ def predict(work: Work, case: Case, card: Card) -> Prediction:
     sms = card.num_sms * work.busy * card.hertz
     products = work.macs / (sms * card.macs * (1 if work.wgmma else card.mma_sync_share)) * 1e6
     shared = work.smem_bytes / (sms * card.smem_port) * 1e6
-    lane_work = work.scores * INSTRUCTIONS_PER_SCORE + work.conversions * INSTRUCTIONS_PER_CONVERSION
+    lane_work = work.scores * work.score_instructions + work.conversions * INSTRUCTIONS_PER_CONVERSION
     softmax = (work.scores / card.ex2 + lane_work / card.lanes) / sms * 1e6
     port = work.l2_bytes / (sms * card.l2_port) * 1e6
     memory = max(work.hbm_bytes / card.bytes * 1e6, work.l2_bytes / card.l2_bytes * 1e6, port)

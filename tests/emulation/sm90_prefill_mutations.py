@@ -1,6 +1,6 @@
 """Mistakes to plant in sm90_prefill: (name, file below csrc/cuda, what it says, what it shall say)."""
 
-PREFILL, DIMS = "kernels/sm90_prefill.cuh", "kernels/attention_dims.cuh"
+PREFILL = "kernels/sm90_prefill.cuh"
 RING, LOADER, PRODUCT = "attention/tile_ring.cuh", "attention/tile_loader.cuh", "attention/wgmma_attention.cuh"
 QUERIES = "attention/query_box.cuh"
 

@@ -36,10 +36,10 @@ struct ScoreScale {
   }
 };
 
-// s += Q K^T over unit u of head_dim.
+// s_even and s_odd += Q K^T over the two k-steps of unit u of head_dim; they may be the same.
 template <class Traits>
-SWA_DEVICE void multiply_unit(SliceScores& s, const typename Query<Traits>::Unit& a, uint32_t slice,
-                              int u) {
+SWA_DEVICE void multiply_unit(SliceScores& s_even, SliceScores& s_odd,
+                              const typename Query<Traits>::Unit& a, uint32_t slice, int u) {
   using Slice = typename Traits::Slice;
   constexpr ptx::Half kHalf = Traits::kHalf;
   const int g = ptx::lane_id() / 4, element = Slice::element_of(u, ptx::lane_id() % 4);
@@ -54,8 +54,8 @@ SWA_DEVICE void multiply_unit(SliceScores& s, const typename Query<Traits>::Unit
     } else {
       k = ptx::lds<ptx::U32x4>(slice + Slice::key_offset(8 * n + g, element / 8));
     }
-    ptx::mma_m16n8k16<kHalf>(s[n], a[0], k.x, k.y);
-    ptx::mma_m16n8k16<kHalf>(s[n], a[1], k.z, k.w);
+    ptx::mma_m16n8k16<kHalf>(s_even[n], a[0], k.x, k.y);
+    ptx::mma_m16n8k16<kHalf>(s_odd[n], a[1], k.z, k.w);
   }
 }
 
@@ -93,15 +93,35 @@ struct TileView {
   SWA_DEVICE bool seen(int i) const { return visibility[i] != Visibility::kNone; }
 };
 
-// Scores of the rows with the slices of a tile that some row sees.
-template <class Traits, int kSlices>
-SWA_DEVICE void tile_scores(SliceScores (&s)[kSlices], const Query<Traits>& query,
-                            const TileView<kSlices>& tile, const WarpRows& rows,
-                            const ScoreScale& scale) {
+// Products of the rows with one slice. A product waits for the one before it in its sum, so that
+// even and odd k-steps have sums of their own.
+template <class Traits>
+SWA_DEVICE void multiply_slice(SliceScores& s, const Query<Traits>& query, uint32_t slice) {
   constexpr int kUnits = Traits::kHeadDim / 32;
+  SliceScores odd = {};
+  typename Query<Traits>::Unit a;
+  if constexpr (Query<Traits>::kInRegisters) {
+    SWA_UNROLL
+    for (int u = 0; u < kUnits; ++u) {
+      query.unit(a, u);
+      multiply_unit<Traits>(s, odd, a, slice, u);
+    }
+  } else {
+    SWA_UNROLL_4
+    for (int u = 0; u < kUnits; ++u) {
+      query.unit(a, u);
+      multiply_unit<Traits>(s, odd, a, slice, u);
+    }
+  }
   SWA_UNROLL
-  for (int i = 0; i < kSlices; ++i)
-    for (int j = 0; j < 8; ++j) s[i][j / 4][j % 4] = 0.f;
+  for (int i = 0; i < 8; ++i) s[i / 4][i % 4] += odd[i / 4][i % 4];
+}
+
+// The same with the slices of a tile that some row sees, whose sums do not wait for each other.
+template <class Traits, int kSlices>
+SWA_DEVICE void multiply_slices(SliceScores (&s)[kSlices], const Query<Traits>& query,
+                                const TileView<kSlices>& tile) {
+  constexpr int kUnits = Traits::kHeadDim / 32;
   typename Query<Traits>::Unit a;
   if constexpr (Query<Traits>::kInRegisters) {
     SWA_UNROLL
@@ -110,17 +130,32 @@ SWA_DEVICE void tile_scores(SliceScores (&s)[kSlices], const Query<Traits>& quer
       SWA_UNROLL
       for (int u = 0; u < kUnits; ++u) {
         query.unit(a, u);
-        multiply_unit<Traits>(s[i], a, tile.slices[i], u);
+        multiply_unit<Traits>(s[i], s[i], a, tile.slices[i], u);
       }
     }
   } else {
-    SWA_UNROLL_4
+    SWA_UNROLL
     for (int u = 0; u < kUnits; ++u) {
       query.unit(a, u);
       SWA_UNROLL
       for (int i = 0; i < kSlices; ++i)
-        if (tile.seen(i)) multiply_unit<Traits>(s[i], a, tile.slices[i], u);
+        if (tile.seen(i)) multiply_unit<Traits>(s[i], s[i], a, tile.slices[i], u);
     }
+  }
+}
+
+// Scores of the rows with the slices of a tile that some row sees.
+template <class Traits, int kSlices>
+SWA_DEVICE void tile_scores(SliceScores (&s)[kSlices], const Query<Traits>& query,
+                            const TileView<kSlices>& tile, const WarpRows& rows,
+                            const ScoreScale& scale) {
+  SWA_UNROLL
+  for (int i = 0; i < kSlices; ++i)
+    for (int j = 0; j < 8; ++j) s[i][j / 4][j % 4] = 0.f;
+  if constexpr (kSlices == 1) {
+    if (tile.seen(0)) multiply_slice<Traits>(s[0], query, tile.slices[0]);
+  } else {
+    multiply_slices<Traits, kSlices>(s, query, tile);
   }
   SWA_UNROLL
   for (int i = 0; i < kSlices; ++i)

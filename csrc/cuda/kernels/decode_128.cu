@@ -1,3 +1,3 @@
-#include "cuda/kernels/attention_dims.cuh"
+#include "cuda/kernels/decode_dims.cuh"
 
 template int swa::cuda::decode_dims<128, 128>(const AttentionParams&, const Device&, Stream);

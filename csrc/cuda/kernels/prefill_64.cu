@@ -1,3 +1,3 @@
-#include "cuda/kernels/attention_dims.cuh"
+#include "cuda/kernels/prefill_dims.cuh"
 
 template int swa::cuda::prefill_dims<64, 64>(const AttentionParams&, const Device&, Stream);

@@ -39,7 +39,7 @@ constexpr int kMaxSlots = 8;
 // probabilities is what registers hold. Wider ones go tile by tile.
 constexpr int kOnePassTiles = 3, kOnePassWindow = (kOnePassTiles - 1) * kTileKeys + 1;
 constexpr int kMaxWindow = 257;
-// What up to 16 tokens see of a window of 114 to 129 keys; three tiles have 12.
+// What up to 16 tokens see of a window of 128 or 129 keys; three tiles have 12.
 constexpr int kNarrowSlices = 9;
 
 // Slots of the ring. A window of 128 has 3 tiles in sight, one of 193 has 4, one of 257 has 5; what

@@ -1,13 +1,12 @@
-// The attention kernels of one pair of head dimensions, for all dtypes: what a translation unit of
+// The prefill kernels of one pair of head dimensions, for all dtypes: what a translation unit of
 // its own instantiates, so that the build is parallel.
 #pragma once
 #include "cuda/kernels/kernels.h"
-#include "cuda/kernels/sm80_decode.cuh"
 #include "cuda/kernels/sm80_prefill.cuh"
 #include "cuda/kernels/sm80_swa_prefill.cuh"
-#include "cuda/kernels/sm90_decode.cuh"
 #include "cuda/kernels/sm90_prefill.cuh"
 #include "cuda/kernels/sm90_swa_prefill.cuh"
+#include "cuda/kernels/with_traits.cuh"
 
 namespace swa::cuda {
 
@@ -34,38 +33,10 @@ int prefill_traits(const AttentionParams& p, const Device& device, Stream stream
   return int(sm80_prefill::launch<Traits>(p, stages, static_cast<ptx::Stream>(stream)));
 }
 
-template <class Traits>
-int decode_traits(const AttentionParams& p, const Device& device, Stream stream) {
-  const auto slots = sm90_decode::schedule_for<Traits>(p, device);
-  if (slots.num_slots > 0)
-    return int(sm90_decode::launch<Traits>(p, slots, static_cast<ptx::Stream>(stream)));
-  const auto schedule = sm80_decode::schedule_for<Traits>(p, device);
-  if (schedule.depth == 0) return kNoRoom;
-  return int(sm80_decode::launch<Traits>(p, schedule, static_cast<ptx::Stream>(stream)));
-}
-
-// Calls f with the traits of the parameters' dtypes.
-template <int kHeadDim, int kValueDim, class F>
-int with_traits(const AttentionParams& p, F f) {
-  using ptx::Half;
-  const bool float8 = p.kv_dtype == DType::kFloat8;
-  if (p.dtype == DType::kBFloat16)
-    return float8 ? f(AttentionTraits<kHeadDim, kValueDim, Half::kBf16, true>())
-                  : f(AttentionTraits<kHeadDim, kValueDim, Half::kBf16, false>());
-  return float8 ? f(AttentionTraits<kHeadDim, kValueDim, Half::kFp16, true>())
-                : f(AttentionTraits<kHeadDim, kValueDim, Half::kFp16, false>());
-}
-
 template <int kHeadDim, int kValueDim>
 int prefill_dims(const AttentionParams& p, const Device& device, Stream stream) {
   return with_traits<kHeadDim, kValueDim>(
       p, [&](auto traits) { return prefill_traits<decltype(traits)>(p, device, stream); });
-}
-
-template <int kHeadDim, int kValueDim>
-int decode_dims(const AttentionParams& p, const Device& device, Stream stream) {
-  return with_traits<kHeadDim, kValueDim>(
-      p, [&](auto traits) { return decode_traits<decltype(traits)>(p, device, stream); });
 }
 
 }  // namespace swa::cuda
