@@ -1,44 +1,14 @@
 """The device half of csrc/cuda/ptx, as far as it can be checked without a card: the PTX of each primitive, and that the
 test and page kernels compile without warnings, spills or local memory."""
 
-import importlib.util
 import itertools
 import re
-import shutil
 import struct
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from device_build import CSRC, KERNELS, disassemble, find_disassembler, load
 
-ROOT = Path(__file__).resolve().parents[2]
-CSRC, PTX, KERNELS = ROOT / "csrc", ROOT / "csrc" / "cuda" / "ptx", Path(__file__).resolve().parent / "kernels"
-
-
-def load(path: Path):
-    spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def nvcc(tmp_path_factory):
-    """nvcc(source, arch, *flags) -> (output file, what was printed)."""
-    tool = load(CSRC / "build.py").find_nvcc()
-    if not tool:
-        pytest.skip("nvcc is not installed: the device half is not compiled here")
-
-    def compile_(source: Path, arch: str, *flags: str) -> tuple[Path, str]:
-        output = tmp_path_factory.mktemp("device") / f"{source.stem}.{arch}"
-        command = [tool, "-std=c++17", "-O3", "-Werror", "all-warnings", f"-I{CSRC}", f"-I{KERNELS}", f"-arch={arch}"]
-        result = subprocess.run([*command, *flags, str(source), "-o", str(output)], capture_output=True, text=True)
-        text = result.stdout + result.stderr
-        assert result.returncode == 0, text
-        return output, text
-
-    return compile_
+PTX = CSRC / "cuda" / "ptx"
 
 
 WIDE = ("LDG.E.128.CONSTANT", "STG.E.128")  # SASS of 16-byte accesses
@@ -51,7 +21,11 @@ DEVICE_BUILDS = [
     *(
         pytest.param(source, arch, ATTENTION, marks=pytest.mark.slow)
         for source in ATTENTION_KERNELS
-        for arch in ("sm_80", "sm_90a", "sm_100", "sm_120")
+        for arch in ("sm_80", "sm_100", "sm_120")
+    ),
+    *(  # prefill_192.cu and decode_192.cu: test_hopper_sass.py
+        pytest.param(source, "sm_90a", (*ATTENTION, "UTMALDG.4D"), marks=pytest.mark.slow)
+        for source in ATTENTION_KERNELS
     ),
     *((source, "sm_80", WIDE) for source in PAGE_KERNELS),
     *(
@@ -73,11 +47,9 @@ def test_kernels_compile_without_warnings_spills_or_local_memory(nvcc, source, a
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
     assert frames and all(frame == ("0", "0", "0") for frame in frames), log
     assert "serialized" not in log  # wgmma that ptxas could not keep asynchronous
-    disassembler = shutil.which("cuobjdump") or shutil.which("nvdisasm")
-    if disassembler is None:
+    if find_disassembler() is None:
         return
-    command = [disassembler, "-sass"] if disassembler.endswith("cuobjdump") else [disassembler]
-    sass = subprocess.run([*command, str(cubin)], capture_output=True, text=True, check=True).stdout
+    sass = disassemble(cubin)
     assert all(name in sass for name in instructions), [name for name in instructions if name not in sass]
 
 
