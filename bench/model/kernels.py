@@ -9,7 +9,7 @@ from .decode import sm80_decode, sm90_decode
 from .prefill import sm80_prefill, sm80_swa_prefill, sm90_prefill, sm90_swa_prefill
 from .work import Prediction, Work, predict
 
-# In the order in which the backend asks them: the first one that takes a case runs (kernels/prefill_dims.cuh, decode_dims.cuh).
+# In the order in which the backend asks them: the first one that takes a case runs (csrc/cuda/kernels/*_dims.cuh).
 KERNELS: tuple[Callable[[Case, Card], Work | None], ...] = (
     sm90_swa_prefill,
     sm90_prefill,

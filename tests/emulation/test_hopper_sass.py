@@ -70,7 +70,7 @@ def test_the_softmax_runs_under_the_product_with_v(kernels):
 
 
 def test_the_usual_step_of_a_window_is_short(kernels):
-    """Nine slices: 72 scores a thread, masks in two slices, no softcap; four of these in turn stay in the instruction cache."""
+    """Nine slices: 72 scores a thread, masks in two of them, no softcap. Four such steps in turn stay in the cache."""
     usual = 0
     for body in of(kernels, "sm90_swa_prefill"):
         steps = between(body, r"WARPGROUP\.DEPBAR\.LE gsb0, 0x0", r"WARPGROUP\.DEPBAR\.LE gsb0")

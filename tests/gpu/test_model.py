@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from bench.gpu.cases import GPT_OSS, MIMO_SWA, MISTRAL, Ceilings, all_cases, decode_case, floor
+from bench.gpu.cases import GPT_OSS, MIMO_FULL, MIMO_SWA, MISTRAL, Ceilings, Layer, all_cases, decode_case, floor
 from bench.gpu.libraries import ROOT
 from bench.model import CARDS, KERNELS, Card, chosen, measured_card, predict, predictions
 from bench.model.decode import sm80_decode, sm90_decode
@@ -43,8 +43,8 @@ def test_a_walk_counts_what_the_emulator_counts(kernel, name):
     "layer, window, keys",
     [
         (MIMO_SWA, 129, 144),  # nine slices of three tiles
-        (MIMO_SWA, 120, (7 * 144 + 128) / 8),  # the last 8 tokens of a tile see two tiles only
-        (MIMO_SWA, 130, (256 + 4 * 144 + 3 * 192) / 8),  # the first 8 see a fourth tile, others nine or ten slices
+        (MIMO_SWA, 120, (4 * 144 + 128 + 3 * 192) / 8),  # every second step sees eight slices, with masks inside nine
+        (MIMO_SWA, 130, (7 * 192 + 256) / 8),  # tile by tile
         (MIMO_SWA, 193, 256),
         (GPT_OSS, 257, 320),
         (MISTRAL, 257, 320),
@@ -163,21 +163,25 @@ def test_float8_pages_take_less_of_memory_and_more_of_the_lanes():
 
 @pytest.mark.parametrize("batch", [1, 16, 64])
 def test_more_tokens_cost_little_more_than_their_own_bytes(batch):
-    """Up to 64 rows share K and V."""
+    """Further rows are passes over the K and V that are there: a warp's chain of products once more, for one sequence."""
     cases = [decode_case("D1", MIMO_SWA, batch, 4096, q_len=q_len) for q_len in (1, 2, 3, 4)]
     one, *more = [time_of(case).overlapped_us for case in cases]
     for case, us in zip(cases[1:], more, strict=True):
         own = (case.row_bytes - cases[0].row_bytes) / H200.bytes * 1e6
-        assert one <= us < one + own + 0.8
+        assert one <= us < one + own + (1.1 if batch == 1 else 0.7)
 
 
-def test_what_has_more_rows_than_a_cta_asks_for_its_keys_again():
-    cases = [
-        decode_case("D1", replace(MIMO_SWA, num_kv_heads=4), 64, 4096, q_len=q) for q in (4, 5, 8)
-    ]  # 64, 80, 128 rows
-    passes = [(w.l2_bytes - c.row_bytes) / (c.bytes - c.row_bytes) for c in cases for w in [sm90_decode(c, H200)]]
-    assert passes == [1, 2, 2]
-    assert sm90_decode(cases[2], H200).hbm_bytes == cases[2].bytes
+def test_rings_of_more_than_32_rows_ask_for_their_keys_again():
+    """From L2. Resident ranges are there for any number of rows."""
+
+    def times_asked(layer: Layer, q_len: int) -> float:
+        case = decode_case("D", layer, 64, 4096, q_len=q_len)
+        work = sm90_decode(case, H200)
+        partials = work.hbm_bytes - case.bytes
+        return (work.l2_bytes - partials - case.row_bytes) / (case.bytes - case.row_bytes)
+
+    assert [times_asked(MIMO_FULL, q_len) for q_len in (1, 2, 3, 4, 8)] == [1, 1, 2, 2, 4]
+    assert [times_asked(replace(MIMO_SWA, num_kv_heads=4), q_len) for q_len in (1, 4, 8)] == [1, 1, 1]
 
 
 def test_a_tiny_batch_is_a_chain_of_latencies():
@@ -201,15 +205,15 @@ def test_two_ctas_on_an_sm_hide_what_one_cannot():
     case = CASES["D1-B256"]
     two, one = sm90_decode(case, H200), sm80_decode(case, H200)
     assert (two.per_sm, one.per_sm, two.starts, one.starts) == (2, 1, 8, 16)
-    assert predict(two, case, H200).overlapped_us < 0.9 * predict(one, case, H200).overlapped_us
+    assert predict(two, case, H200).overlapped_us < 0.95 * predict(one, case, H200).overlapped_us
 
 
 @pytest.mark.parametrize(
     "name, per_sm, loads_first",
-    [("D1-B64", 2, True), ("D2", 1, True), ("D3", 2, False), ("D4-B64", 3, True), ("D5", 1, False), ("D7", 2, True)],
+    [("D1-B64", 2, True), ("D2", 2, True), ("D3", 2, False), ("D4-B64", 3, True), ("D5", 1, False), ("D7", 2, True)],
 )
 def test_how_many_ctas_an_sm_has_and_whether_the_range_is_resident(name, per_sm, loads_first):
-    """By shared memory (D3, D5) and by registers (D2's eight warps, D4, D7). A ring's products are never all after its
+    """By shared memory (D3, D5) and by registers (D4, D7). A ring's products are never all after its
     loads, a resident range's are where CTAs keep in step."""
     work = sm90_decode(CASES[name], H200)
     assert (work.per_sm, work.loads_first) == (per_sm, loads_first)
