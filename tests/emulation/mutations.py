@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attention_mutations import ATTENTION_MUTATIONS
-from hopper_mutations import HOPPER_MUTATIONS
 from sm90_decode_mutations import SM90_DECODE_MUTATIONS
 from sm90_prefill_mutations import SM90_PREFILL_MUTATIONS
+from sm90_swa_prefill_mutations import SM90_SWA_PREFILL_MUTATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = "csrc/cuda"
@@ -31,7 +31,7 @@ ATTENTION = tuple(
         "emulation/test_attention_counters",
     )
 )
-HOPPER = ("tests/emulation/test_sm90_kernels.py", "tests/ops/test_attention.py")
+SM90_SWA_PREFILL = ("tests/emulation/test_sm90_swa_prefill.py", "tests/ops/test_attention.py")
 SM90_DECODE = ("tests/emulation/test_sm90_decode.py", "tests/ops/test_attention.py")
 SM90_PREFILL = ("tests/emulation/test_sm90_prefill.py", "tests/ops/test_attention.py")
 
@@ -53,7 +53,10 @@ FP8, ELEMENT, POOL = f"{CUDA}/tile/fp8.cuh", f"{CUDA}/tile/element.cuh", f"{CUDA
 
 MUTATIONS = (
     *(Mutation(name, f"{CUDA}/{file}", old, new, ATTENTION) for name, file, old, new in ATTENTION_MUTATIONS),
-    *(Mutation(name, f"{CUDA}/{file}", old, new, HOPPER) for name, file, old, new in HOPPER_MUTATIONS),
+    *(
+        Mutation(name, f"{CUDA}/{file}", old, new, SM90_SWA_PREFILL)
+        for name, file, old, new in SM90_SWA_PREFILL_MUTATIONS
+    ),
     *(Mutation(name, f"{CUDA}/{file}", old, new, SM90_DECODE) for name, file, old, new in SM90_DECODE_MUTATIONS),
     *(Mutation(name, f"{CUDA}/{file}", old, new, SM90_PREFILL) for name, file, old, new in SM90_PREFILL_MUTATIONS),
     Mutation("append: negative slots are written", APPEND, "mapped < 0 ||", "mapped < -7 ||"),

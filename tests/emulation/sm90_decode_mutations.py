@@ -1,7 +1,7 @@
 """Mistakes to plant in sm90_decode: (name, file below csrc/cuda, what it says, what it shall say)."""
 
 DECODE, LOADER, MAPS = "kernels/sm90_decode.cuh", "attention/slice_loader.cuh", "kernels/tensor_maps.h"
-COMBINE = "kernels/smxx_combine.cuh"
+COMBINE, BOX = "kernels/smxx_combine.cuh", "attention/page_box.cuh"
 
 SM90_DECODE_MUTATIONS = (
     # synchronization
@@ -64,9 +64,9 @@ SM90_DECODE_MUTATIONS = (
     ("sm90_decode: boxes start at their page", LOADER, "page_slot = key % p_.page_size", "page_slot = 0"),
     ("sm90_decode: boxes in the slice's first rows", LOADER, "(key - first) * Slice", "0 * Slice"),
     ("sm90_decode: V over K", LOADER, "box + uint32_t(Slice::kValueOffset)", "box"),
-    ("sm90_decode: panels over each other", LOADER, "i * Slice::kPanelBytes", "0 * Slice::kPanelBytes"),
-    ("sm90_decode: the first panel of all", LOADER, "landed, i * kPanelElements", "landed, 0 * kPanelElements"),
-    ("sm90_decode: head 0 of all", LOADER, "kv_head_, slot, page", "0, slot, page"),
+    ("sm90_decode: panels over each other", BOX, "i * kPanelBytes", "0 * kPanelBytes"),
+    ("sm90_decode: the first panel of all", BOX, "landed, i * kPanelElements", "landed, 0 * kPanelElements"),
+    ("sm90_decode: head 0 of all", BOX, "i * kPanelElements, kv_head,", "i * kPanelElements, 0,"),
     (
         "sm90_decode: no factors for float8 by TMA",
         LOADER,

@@ -4,19 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_attention_kernels import (
-    ALL_POLICIES,
-    FP8,
-    GEMMA,
-    GPT_OSS,
-    KIB,
-    LARGE,
-    MIMO,
-    POLICIES,
-    SMALL,
-    assert_equal,
-    attend,
+from hopper_checks import (
+    assert_equal_in_all_tiers,
+    assert_equal_in_some_schedules,
+    assert_right,
+    every_schedule,
+    used_mbarriers,
 )
+from test_attention_kernels import FP8, GEMMA, GPT_OSS, KIB, LARGE, MIMO, SMALL, assert_equal, attend
 
 from swa_attn.testing import assert_close_to_oracle, build, emulated_backend
 from swa_attn.testing.emulated_backend import settings
@@ -49,47 +44,31 @@ def hopper():
         yield
 
 
-def taken():
-    """Whether sm90_decode ran: sm80_decode has no mbarriers."""
-    return emulated_backend.last_run.counters.tallies["mbarrier_phases"] > 0
-
-
 @decodes
 def test_results_do_not_depend_on_the_schedule(case):
-    inputs = build(case)
-    expected = attend("decode", inputs)
-    assert taken()
-    assert_close_to_oracle(inputs, *expected)
-    for asynchrony, order, seed in POLICIES[1:]:
-        with settings(asynchrony=asynchrony, order=order, seed=seed):
-            assert_equal(attend("decode", inputs), expected)
+    assert_equal_in_some_schedules("decode", case)
 
 
 @pytest.mark.slow
 @decodes
-@pytest.mark.parametrize("asynchrony, order, seed", ALL_POLICIES)
+@every_schedule
 def test_every_schedule(case, asynchrony, order, seed):
-    inputs = build(case)
-    with settings(asynchrony=asynchrony, order=order, seed=seed):
-        assert_close_to_oracle(inputs, *attend("decode", inputs))
+    assert_right("decode", case, asynchrony=asynchrony, order=order, seed=seed)
 
 
 @decodes
 def test_it_gives_the_bits_of_sm80_decode(case):
     inputs = build(case)
     results = attend("decode", inputs)
-    assert taken()
+    assert used_mbarriers()
     with settings(compute_capability=80):
         assert_equal(attend("decode", inputs), results)
-    assert not taken()
+    assert not used_mbarriers()
 
 
 @decodes
 def test_host_pages_give_the_bits_of_device_pages(case):
-    expected = attend("decode", build(replace(case, host=0.0)))
-    for host in (0.5, 1.0):
-        assert_equal(attend("decode", build(replace(case, host=host), page_order_seed=5)), expected)
-        assert taken()
+    assert_equal_in_all_tiers("decode", case)
 
 
 @pytest.mark.parametrize("room", [LARGE, 200 * KIB, 150 * KIB, SMALL])
@@ -106,18 +85,14 @@ def test_results_do_not_depend_on_the_room(case, room):
 @pytest.mark.parametrize("page_size", [8, 16, 48, 64, 128])
 @pytest.mark.parametrize("case", [MIMO, replace(FULL, cache_dtype=FP8)], ids=["window", "full float8"])
 def test_pages_of_all_layouts(case, layout, page_size):
-    inputs = build(replace(case, seqs=((1, 300), (1, 141), (1, 9)), layout=layout, page_size=page_size))
-    assert_close_to_oracle(inputs, *attend("decode", inputs))
-    assert taken()
+    assert_right("decode", replace(case, seqs=((1, 300), (1, 141), (1, 9)), layout=layout, page_size=page_size))
 
 
 @pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 127, 128, 129, 143, 144, 145])
 @pytest.mark.parametrize("q_len", [1, 2, 8])
 def test_windows_that_start_and_end_around_a_slice(window, q_len):
     contexts = [1, 15, 16, 17, window, window + 1, *range(250, 267)]
-    inputs = build(replace(GPT_OSS, window=window, seqs=tuple((q_len, context) for context in contexts)))
-    assert_close_to_oracle(inputs, *attend("decode", inputs))
-    assert taken()
+    assert_right("decode", replace(GPT_OSS, window=window, seqs=tuple((q_len, context) for context in contexts)))
 
 
 @pytest.mark.parametrize("group_size", [1, 5, 15, 16])
@@ -127,7 +102,7 @@ def test_rows_are_passes_over_the_same_window(group_size, q_len):
     case = replace(MIMO, num_q_heads=group_size, seqs=((q_len, 300), (q_len, 6)))
     inputs = build(case)
     assert_close_to_oracle(inputs, *attend("decode", inputs))
-    assert taken()
+    assert used_mbarriers()
     f = measure("decode", case)
     assert f.kv_bytes == f.least_kv_bytes
     assert f.counters.bank_conflicts() == 0
@@ -139,7 +114,7 @@ def test_rows_of_long_ranges_are_ctas_next_to_each_other(group_size, q_len, bloc
     case = replace(FULL, num_q_heads=group_size, seqs=((q_len, 1300),), dtype=torch.float16)
     inputs = build(case)
     assert_close_to_oracle(inputs, *attend("decode", inputs))
-    assert taken()
+    assert used_mbarriers()
     f = measure("decode", case)
     assert f.kv_bytes == blocks * f.least_kv_bytes
     assert f.counters.bank_conflicts() == 0
@@ -164,23 +139,23 @@ def test_a_special_value_reaches_only_the_rows_that_see_it(case, position, value
     reached[sees, :, 5] = True
     assert torch.equal(out[~reached], before[0][~reached]) and torch.equal(lse, before[1])
     assert not torch.isfinite(out[reached]).any()
-    assert taken()
+    assert used_mbarriers()
 
 
 @pytest.mark.parametrize("cache_dtype", [torch.bfloat16, FP8])
 def test_strides_that_tma_cannot_describe_go_to_sm80_decode(cache_dtype):
     case = replace(MIMO, seqs=((1, 150), (1, 300)), cache_dtype=cache_dtype)
     expected = attend("decode", build(replace(case, layout="padded")))
-    assert taken()
+    assert used_mbarriers()
     assert_equal(attend("decode", build(replace(case, layout="skewed"))), expected)
-    assert not taken()
+    assert not used_mbarriers()
 
 
 @pytest.mark.parametrize("changes", [{"page_size": 4}, {"page_size": 24}], ids=str)
 def test_what_it_does_not_take_goes_to_sm80_decode(changes):
     inputs = build(replace(GPT_OSS, seqs=((1, 1500),), **changes))
     assert_close_to_oracle(inputs, *attend("decode", inputs))
-    assert not taken()
+    assert not used_mbarriers()
 
 
 @pytest.mark.parametrize("compute_capability", [80, 89, 100, 120])
@@ -188,7 +163,7 @@ def test_other_cards_take_sm80_decode(compute_capability):
     inputs = build(replace(MIMO, seqs=((1, 200),)))
     with settings(compute_capability=compute_capability):
         assert_close_to_oracle(inputs, *attend("decode", inputs))
-    assert not taken()
+    assert not used_mbarriers()
 
 
 @pytest.mark.parametrize("page_size", [8, 16, 64])
@@ -212,5 +187,5 @@ def test_every_visible_byte_is_asked_for_once(case, page_size, host):
 
 def test_windows_need_no_workspace():
     attend("decode", build(replace(GPT_OSS, window=1024, seqs=((1, 3000),))))
-    assert taken()
+    assert used_mbarriers()
     assert emulated_backend.last_run.counters.bytes_written("workspace") == 0

@@ -4,8 +4,8 @@
 // pages.
 #pragma once
 #include "cuda/attention/kv_loader.cuh"
+#include "cuda/attention/page_box.cuh"
 #include "cuda/ptx/mbarrier.cuh"
-#include "cuda/ptx/tma.cuh"
 
 namespace swa::cuda {
 
@@ -42,9 +42,10 @@ class SliceLoader {
     for (int key = first; key < first + kSliceKeys; key += keys_per_box_) {
       const int page = rows_.page_of(key), page_slot = key % p_.page_size;
       const uint32_t box = slot + uint32_t((key - first) * Slice::Panel::kRowBytes);
-      load_panels<Slice::kKeyPanels>(box, landed, k_map_, page, page_slot);
-      load_panels<Slice::kValuePanels>(box + uint32_t(Slice::kValueOffset), landed, v_map_, page,
-                                       page_slot);
+      load_page_box<Slice::kKeyPanels, Slice::kPanelBytes>(box, landed, k_map_, kv_head_, page,
+                                                           page_slot);
+      load_page_box<Slice::kValuePanels, Slice::kPanelBytes>(
+          box + uint32_t(Slice::kValueOffset), landed, v_map_, kv_head_, page, page_slot);
     }
   }
 
@@ -63,15 +64,6 @@ class SliceLoader {
   SWA_DEVICE const KvLoader<Traits>& rows() const { return rows_; }
 
  private:
-  template <int kPanels>
-  SWA_DEVICE void load_panels(uint32_t dst, uint32_t landed, const ptx::TensorMap& map, int page,
-                              int slot) const {
-    SWA_UNROLL
-    for (int i = 0; i < kPanels; ++i)
-      ptx::tma_load_4d(dst + uint32_t(i * Slice::kPanelBytes), &map, landed, i * kPanelElements,
-                       kv_head_, slot, page);
-  }
-
   const KvLoader<Traits>& rows_;
   const AttentionParams& p_;
   const ptx::TensorMap &k_map_, &v_map_;

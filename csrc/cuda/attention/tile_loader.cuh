@@ -8,10 +8,10 @@
 #pragma once
 #include "cuda/attention/chunk.cuh"
 #include "cuda/attention/kv_loader.cuh"
+#include "cuda/attention/page_box.cuh"
 #include "cuda/attention/page_pool.cuh"
 #include "cuda/ptx/fence.cuh"
 #include "cuda/ptx/mbarrier.cuh"
-#include "cuda/ptx/tma.cuh"
 #include "cuda/tile/kv_tile.cuh"
 
 namespace swa::cuda {
@@ -38,9 +38,10 @@ class TileLoader {
                         const ptx::TensorMap& v_map) const {
     ptx::mbarrier_arrive_expect_tx(landed, bytes_to_land(index, Tile::kPanels));
     for_device_boxes(index, [&](int page, int slot, uint32_t offset) {
-      load_box<Tile::kKeyPanels>(tile + offset, landed, k_map, page, slot);
-      load_box<Tile::kValuePanels>(tile + uint32_t(Tile::kValueOffset) + offset, landed, v_map,
-                                   page, slot);
+      load_page_box<Tile::kKeyPanels, Tile::kPanelBytes>(tile + offset, landed, k_map, kv_head_,
+                                                         page, slot);
+      load_page_box<Tile::kValuePanels, Tile::kPanelBytes>(
+          tile + uint32_t(Tile::kValueOffset) + offset, landed, v_map, kv_head_, page, slot);
     });
   }
 
@@ -50,7 +51,7 @@ class TileLoader {
                                const ptx::TensorMap& map) const {
     ptx::mbarrier_arrive_expect_tx(landed, bytes_to_land(index, kPanels));
     for_device_boxes(index, [&](int page, int slot, uint32_t offset) {
-      load_box<kPanels>(panels + offset, landed, map, page, slot);
+      load_page_box<kPanels, Tile::kPanelBytes>(panels + offset, landed, map, kv_head_, page, slot);
     });
   }
 
@@ -113,15 +114,6 @@ class TileLoader {
       bytes += uint32_t(panels * keys_per_box_ * kPanelRowBytes);
     });
     return bytes;
-  }
-
-  template <int kPanels>
-  SWA_DEVICE void load_box(uint32_t dst, uint32_t landed, const ptx::TensorMap& map, int page,
-                           int slot) const {
-    SWA_UNROLL
-    for (int i = 0; i < kPanels; ++i)
-      ptx::tma_load_4d(dst + uint32_t(i * Tile::kPanelBytes), &map, landed, i * kPanelElements,
-                       kv_head_, slot, page);
   }
 
   SWA_DEVICE static ptx::U32x4 finite(const ptx::U32x4& x) {

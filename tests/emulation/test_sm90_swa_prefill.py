@@ -1,10 +1,17 @@
-"""The kernels for Hopper beyond the op suite: every schedule, every way to cut the work, bit for bit the same."""
+"""sm90_swa_prefill beyond the op suite: every schedule, every way to cut the work, bit for bit the same."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from test_attention_kernels import ALL_POLICIES, GPT_OSS, MIMO, POLICIES, SMALL, assert_equal, attend
+from hopper_checks import (
+    assert_equal_in_all_tiers,
+    assert_equal_in_some_schedules,
+    assert_right,
+    every_schedule,
+    used_wgmma,
+)
+from test_attention_kernels import GPT_OSS, MIMO, SMALL, assert_equal, attend
 
 from swa_attn.testing import assert_close_to_oracle, build, emulated_backend
 from swa_attn.testing.emulated_backend import settings
@@ -31,28 +38,16 @@ def hopper():
         yield
 
 
-def used_wgmma():
-    return emulated_backend.last_run.counters.tallies.get("wgmma", 0) > 0
-
-
 @prefills
 def test_results_do_not_depend_on_the_schedule(case):
-    inputs = build(case)
-    expected = attend("prefill", inputs)
-    assert used_wgmma()
-    assert_close_to_oracle(inputs, *expected)
-    for asynchrony, order, seed in POLICIES[1:]:
-        with settings(asynchrony=asynchrony, order=order, seed=seed):
-            assert_equal(attend("prefill", inputs), expected)
+    assert_equal_in_some_schedules("prefill", case)
 
 
 @pytest.mark.slow
 @prefills
-@pytest.mark.parametrize("asynchrony, order, seed", ALL_POLICIES)
+@every_schedule
 def test_every_schedule(case, asynchrony, order, seed):
-    inputs = build(case)
-    with settings(asynchrony=asynchrony, order=order, seed=seed):
-        assert_close_to_oracle(inputs, *attend("prefill", inputs))
+    assert_right("prefill", case, asynchrony=asynchrony, order=order, seed=seed)
 
 
 @prefills
@@ -69,18 +64,13 @@ def test_results_do_not_depend_on_the_card(case):
 
 @prefills
 def test_host_pages_give_the_bits_of_device_pages(case):
-    expected = attend("prefill", build(replace(case, host=0.0)))
-    for host in (0.3, 0.7, 1.0):
-        assert_equal(attend("prefill", build(replace(case, host=host), page_order_seed=5)), expected)
-        assert used_wgmma()
+    assert_equal_in_all_tiers("prefill", case)
 
 
 @pytest.mark.parametrize("layout", ["hnd", "packed", "padded"])
 @pytest.mark.parametrize("page_size", [8, 32, 128])
 def test_pages_of_all_layouts(layout, page_size):
-    inputs = build(replace(MIMO, seqs=((40, 300), (9, 9)), layout=layout, page_size=page_size))
-    assert_close_to_oracle(inputs, *attend("prefill", inputs))
-    assert used_wgmma()
+    assert_right("prefill", replace(MIMO, seqs=((40, 300), (9, 9)), layout=layout, page_size=page_size))
 
 
 @pytest.mark.parametrize("window", [1, 2, 63, 64, 65, 113, 114, 127, 128, 129, 130, 192, 193, 255, 256, 257])
@@ -90,10 +80,7 @@ def test_windows_and_groups_around_a_tile_and_the_ring(window, group_size):
     case = replace(
         GPT_OSS, num_q_heads=group_size, window=window, seqs=((tokens, 250 + tokens), (1, window), (2, window + 1))
     )
-    inputs = build(case)
-    with settings(num_sms=1):
-        assert_close_to_oracle(inputs, *attend("prefill", inputs))
-    assert used_wgmma()
+    assert_right("prefill", case, num_sms=1)
 
 
 @pytest.mark.parametrize("case", [MIMO, GPT_OSS, LLAMA], ids=["192x128", "64x64", "128x128"])

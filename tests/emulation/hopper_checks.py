@@ -1,0 +1,51 @@
+"""What the tests of every kernel for Hopper ask of a case."""
+
+from dataclasses import replace
+
+import pytest
+from test_attention_kernels import ALL_POLICIES, POLICIES, assert_equal, attend
+
+from swa_attn.testing import AttentionCase, assert_close_to_oracle, build, emulated_backend
+from swa_attn.testing.emulated_backend import settings
+
+every_schedule = pytest.mark.parametrize("asynchrony, order, seed", ALL_POLICIES)
+
+
+def used_wgmma() -> bool:
+    """Whether one of the prefill kernels for Hopper ran."""
+    return emulated_backend.last_run.counters.tallies["wgmma"] > 0
+
+
+def used_mbarriers() -> bool:
+    """Whether sm90_decode ran: sm80_decode has none."""
+    return emulated_backend.last_run.counters.tallies["mbarrier_phases"] > 0
+
+
+TAKEN = {"prefill": used_wgmma, "decode": used_mbarriers}
+
+
+def assert_right(op: str, case: AttentionCase, **options: object) -> None:
+    """By the kernel for Hopper, with these settings, close to the oracle."""
+    inputs = build(case)
+    with settings(**options):
+        assert_close_to_oracle(inputs, *attend(op, inputs))
+    assert TAKEN[op]()
+
+
+def assert_equal_in_some_schedules(op: str, case: AttentionCase) -> None:
+    """Right, and the same bits, whether copies land late, at once or at random and whoever runs first."""
+    inputs = build(case)
+    expected = attend(op, inputs)
+    assert TAKEN[op]()
+    assert_close_to_oracle(inputs, *expected)
+    for asynchrony, order, seed in POLICIES[1:]:
+        with settings(asynchrony=asynchrony, order=order, seed=seed):
+            assert_equal(attend(op, inputs), expected)
+
+
+def assert_equal_in_all_tiers(op: str, case: AttentionCase) -> None:
+    """The same bits wherever pages lie, and whatever their ids."""
+    expected = attend(op, build(replace(case, host=0.0)))
+    for host in (0.3, 0.7, 1.0):
+        assert_equal(attend(op, build(replace(case, host=host), page_order_seed=5)), expected)
+        assert TAKEN[op]()
