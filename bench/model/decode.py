@@ -33,12 +33,17 @@ class Layout:
 
 
 def sm90_decode(case: Case, card: Card) -> Work | None:
-    """Two or more CTAs per SM where their ranges are short enough to be resident, for any number of rows. Else rings, for 32
-    rows at most: more are CTAs that ask for the same keys. The combine of splits is chained to the kernel."""
+    """Two or more CTAs per SM where their ranges are short enough to be resident: more than 16 rows are passes, and CTAs
+    that ask for the same keys as far as SMs are idle. Else rings, for 32 rows at most: more are such CTAs. The combine of
+    splits is chained to the kernel."""
     if case.op != "decode" or not card.is_hopper:
         return None
     layout = hopper_layout(case, card)
-    ctas = 1 if layout.resident else -(-num_row_blocks(case) // layout.row_warps)
+    ctas = -(-num_row_blocks(case) // layout.row_warps)
+    if layout.resident and case.host_seqs:  # whose pages cross the link once
+        ctas = 1
+    elif layout.resident:
+        ctas = max(1, min(ctas, card.num_sms // (len(case.seqs) * case.layer.num_kv_heads)))
     return decode("sm90_decode", case, card, layout, ctas, CHAINED_LAUNCH) if layout.slots else None
 
 

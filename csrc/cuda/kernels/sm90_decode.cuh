@@ -4,9 +4,11 @@
 // Work: as sm80_decode, bit for bit, whose slices, warps and order these are. Four key warps take
 // every fourth slice each and ask TMA for it themselves: before the join they wait for nobody.
 //
-//   resident   the whole range has room: all of it is on its way before the first product, and
-//              further passes (more than 16 rows) find it where it lies. Two or more CTAs per SM,
-//              so that one's keys are on their way while another multiplies
+//   resident   the whole range has room: all of it is on its way before the first product. Two or
+//              more CTAs per SM, so that one's keys are on their way while another multiplies.
+//              More than 16 rows are further passes, which find the keys where they lie; or CTAs
+//              next to each other, which find them in L2, where a small batch leaves SMs idle and no
+//              page is on the host
 //   ring       a warp's slots are loaded again as soon as it has read them. More than 16 rows are
 //              two warps per key warp, which share its slots; more than 32 are CTAs next to each
 //              other, which find the keys in L2
@@ -242,8 +244,13 @@ Schedule schedule_for(const AttentionParams& p, const Device& device) {
   const int all = slots_in<Traits, 1>(device.max_smem_bytes);
   const int half = slots_in<Traits, 1>(half_bytes);
   const int needed = max_slices(p), rows = p.q_len * p.group_size;
-  if (needed <= half || (needed <= all && rows > kWarpRows))
-    return {ptx::max(needed, 1), (needed + kKeyWarps - 1) / kKeyWarps, box, 1, 1, true};
+  if (needed <= half || (needed <= all && rows > kWarpRows)) {
+    // Not where a page may be on the host, whose link would carry it again.
+    const int idle =
+        p.k.num_host_pages > 0 ? 1 : device.num_sms / ptx::max(1, p.num_seqs * p.num_kv_heads);
+    const int row_blocks = ptx::max(1, ptx::min(idle, (rows + kWarpRows - 1) / kWarpRows));
+    return {ptx::max(needed, 1), (needed + kKeyWarps - 1) / kKeyWarps, box, 1, row_blocks, true};
+  }
   const int row_warps = rows > kWarpRows ? 2 : 1;
   int slots = slots_in<Traits, 2>(device.max_smem_bytes);
   if (row_warps == 1) slots = half >= 2 * kKeyWarps ? half : all;
