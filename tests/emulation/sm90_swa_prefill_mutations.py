@@ -3,7 +3,7 @@
 SWA = "kernels/sm90_swa_prefill.cuh"
 MAPS = "kernels/tensor_maps.h"
 LOADER, PRODUCT = "attention/tile_loader.cuh", "attention/wgmma_attention.cuh"
-PANEL, BOX = "tile/panel.cuh", "attention/output_box.cuh"
+PANEL, BOX, WINDOW = "tile/panel.cuh", "attention/output_box.cuh", "attention/window_products.cuh"
 
 SM90_SWA_PREFILL_MUTATIONS = (
     # synchronization
@@ -187,11 +187,11 @@ SM90_SWA_PREFILL_MUTATIONS = (
         "i < kKeys / 2 - kSlice) continue",
         "i < kKeys / 2) continue",
     ),
-    ("sm90_swa_prefill: nine slices whatever is seen", SWA, "first <= slices.first &&", ""),
-    ("sm90_swa_prefill: nine slices with masks inside", SWA, "first + 1 >= slices.seen_by_all_from &&", ""),
-    ("sm90_swa_prefill: nine slices with masks at the end", SWA, "slices.last - 1 <= slices.seen_by_all_to", "true"),
-    ("sm90_swa_prefill: nine slices of capped scores", SWA, "may_be_narrow && narrow >= 0", "narrow >= 0"),
-    ("sm90_swa_prefill: a token's keys count for all", SWA, "end = first_key_for(last, window)", "end = begin"),
+    ("sm90_swa_prefill: nine slices whatever is seen", WINDOW, "first <= slices.first &&", ""),
+    ("sm90_swa_prefill: nine slices with masks inside", WINDOW, "first + 1 >= slices.seen_by_all_from &&", ""),
+    ("sm90_swa_prefill: nine slices with masks at the end", WINDOW, "slices.last - 1 <= slices.seen_by_all_to", "true"),
+    ("sm90_swa_prefill: nine slices of capped scores", WINDOW, "may_be_narrow && narrow >= 0", "narrow >= 0"),
+    ("sm90_swa_prefill: a token's keys count for all", WINDOW, "end = first_key_for(last, window)", "end = begin"),
     (
         "sm90_swa_prefill: sums that start anew are scaled",
         PRODUCT,
@@ -200,9 +200,9 @@ SM90_SWA_PREFILL_MUTATIONS = (
     ),
     (
         "sm90_swa_prefill: a window too many in one pass",
-        SWA,
-        "(kOnePassTiles - 1) * kTileKeys + 1",
-        "kOnePassTiles * kTileKeys",
+        WINDOW,
+        "(kOnePassTiles - 1) * kWindowTileKeys + 1",
+        "kOnePassTiles * kWindowTileKeys",
     ),
     (
         "sm90_swa_prefill: a slot too few",

@@ -2,7 +2,10 @@
 // lands as the first rows of the 64 that a product has.
 #pragma once
 #include "cuda/attention/wgmma_attention.cuh"
+#include "cuda/ptx/ld_st.cuh"
 #include "cuda/ptx/mbarrier.cuh"
+#include "cuda/ptx/shared.cuh"
+#include "cuda/ptx/thread.cuh"
 #include "cuda/ptx/tma.cuh"
 
 namespace swa::cuda {

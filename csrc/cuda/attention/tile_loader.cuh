@@ -12,6 +12,8 @@
 #include "cuda/attention/page_pool.cuh"
 #include "cuda/ptx/fence.cuh"
 #include "cuda/ptx/mbarrier.cuh"
+#include "cuda/ptx/shuffle.cuh"
+#include "cuda/ptx/sync.cuh"
 #include "cuda/tile/kv_tile.cuh"
 
 namespace swa::cuda {

@@ -3,8 +3,9 @@
 //
 // Work: a step is a block of positions, at a multiple of its size, for two consumer warpgroups of
 // 64 rows each: tokens_per_group tokens with all heads of their group. The size is a power of two,
-// so that what a warpgroup sees touches few tiles of 64 keys (kTilings), and its whole row of
-// scores is one accumulator: one pass of softmax, nothing to rescale.
+// so that what a warpgroup sees touches few tiles of 64 keys. For windows up to kOnePassWindow its
+// whole row of scores is one accumulator: one pass of softmax, nothing to rescale
+// (window_products.cuh). Wider ones go tile by tile.
 //
 //   producer (1 thread)    page ids; TMA of tiles and queries; one tile ahead where there is room
 //   finishers (3 warps)    host pages; clean values (tile_loader.cuh)
@@ -21,6 +22,7 @@
 #include "cuda/attention/special_values.cuh"
 #include "cuda/attention/tile_loader.cuh"
 #include "cuda/attention/wgmma_attention.cuh"
+#include "cuda/attention/window_products.cuh"
 #include "cuda/attention/work.cuh"
 #include "cuda/kernels/tensor_maps.h"
 #include "cuda/ptx/launch.cuh"
@@ -31,16 +33,10 @@
 namespace swa::cuda::sm90_swa_prefill {
 
 constexpr int kConsumers = 2, kFinishers = 3, kThreads = (1 + kConsumers) * 128;
-constexpr int kTileKeys = 64, kTileSlices = kTileKeys / kSliceKeys;
+constexpr int kTileKeys = kWindowTileKeys;
 constexpr int kMaxSlots = 8;
 
-// The widest window of which every position's keys, with those of the other tokens of its step, are
-// kOnePassTiles tiles: one accumulator, 32 scores a tile and thread, which with outputs and packed
-// probabilities is what registers hold. Wider ones go tile by tile.
-constexpr int kOnePassTiles = 3, kOnePassWindow = (kOnePassTiles - 1) * kTileKeys + 1;
 constexpr int kMaxWindow = 257;
-// What up to 16 tokens see of a window of 128 or 129 keys; three tiles have 12.
-constexpr int kNarrowSlices = 9;
 
 // Slots of the ring. A window of 128 has 3 tiles in sight, one of 193 has 4, one of 257 has 5; what
 // is more than that is on its way under a step's work.
@@ -99,9 +95,6 @@ SWA_DEVICE Segment find_segment(const AttentionParams& p, const Schedule& schedu
 
 SWA_DEVICE int kv_head_of_cta() { return int(ptx::block_idx().y); }
 
-SWA_DEVICE int first_key_for(int position, int window) {
-  return ptx::max(0, position - window + 1);
-}
 SWA_DEVICE int first_tile_for(int position, int window) {
   return first_key_for(position, window) / kTileKeys;
 }
@@ -212,61 +205,6 @@ SWA_DEVICE bool has_special_values(const RingView<Traits>& ring, int first_tile,
     for (int i = 0; i < kFinishers; ++i) any |= flags[i];
   }
   return any != 0;
-}
-
-// Slices of keys of a consumer's step.
-struct Slices {
-  int tile;         // the first of the first tile
-  int first, last;  // that some row sees
-  int seen_by_all_from, seen_by_all_to;
-};
-
-// Of tokens at positions first .. last.
-SWA_DEVICE Slices slices_of(int first, int last, int window) {
-  const int begin = first_key_for(first, window), end = first_key_for(last, window);
-  return {begin / kTileKeys * kTileSlices, begin / kSliceKeys, last / kSliceKeys,
-          (end + kSliceKeys - 1) / kSliceKeys, (first + 1) / kSliceKeys - 1};
-}
-
-// What is compiled for itself: kCount slices, from slice kFirst of the first tile on. What is
-// usual, four of them in turn, is kept short, to stay in the instruction cache.
-template <int kFirst_, int kCount_, bool kUsual>
-struct Products {
-  static constexpr int kFirst = kFirst_, kCount = kCount_;
-  static constexpr Unseen kUnseen = kUsual ? Unseen::kAtEdges : Unseen::kAnywhere;
-  static constexpr bool kMayBeCapped = !kUsual;
-};
-template <int kFirst>
-using NarrowProducts = Products<kFirst, kNarrowSlices, true>;
-template <int kTiles>
-using TileProducts = Products<0, kTiles * kTileSlices, false>;
-
-// Calls attend(Products) with products that have all visible keys: the last kNarrowSlices slices if
-// there are no more and every row sees those between the first and the last one, which is how
-// windows of kNarrowSlices slices go by; else whole tiles.
-template <class Attend>
-SWA_DEVICE void choose_products(const Slices& slices, bool may_be_narrow, Attend attend) {
-  const int first = slices.last - kNarrowSlices + 1, narrow = first - slices.tile;
-  const bool is_narrow = may_be_narrow && narrow >= 0 && narrow < kTileSlices &&
-                         first <= slices.first && first + 1 >= slices.seen_by_all_from &&
-                         slices.last - 1 <= slices.seen_by_all_to;
-  const int tiles = (slices.last - slices.tile) / kTileSlices + 1;
-  switch (is_narrow ? narrow : kTileSlices + tiles - 1) {
-    case 0:
-      return attend(NarrowProducts<0>());
-    case 1:
-      return attend(NarrowProducts<1>());
-    case 2:
-      return attend(NarrowProducts<2>());
-    case 3:
-      return attend(NarrowProducts<3>());
-    case kTileSlices:
-      return attend(TileProducts<1>());
-    case kTileSlices + 1:
-      return attend(TileProducts<2>());
-    default:
-      return attend(TileProducts<kOnePassTiles>());
-  }
 }
 
 // A consumer's rows of a step, all keys at once.
