@@ -173,6 +173,14 @@ class AlternateStack {
   stack_t old_ = {};
 };
 
+// The i-th cluster to run. A card promises no order: what one CTA writes over another's results
+// shows in one of them.
+uint64_t in_order(const Config& config, uint64_t num_clusters, uint64_t i) {
+  if (config.order == Order::kForward) return i;
+  if (config.order == Order::kReverse) return num_clusters - 1 - i;
+  return (i + config.seed) % num_clusters;
+}
+
 void run_clusters(Launch& launch, Session& session) {
   static thread_local std::unique_ptr<Machine>
       kept;  // stacks and arenas are reused between launches
@@ -186,7 +194,7 @@ void run_clusters(Launch& launch, Session& session) {
   m.counts = {};
   current_machine = &m;
   for (uint64_t i; (i = launch.next_cluster++) < launch.num_clusters && !launch.stop;)
-    run_cluster(m, i);
+    run_cluster(m, in_order(m.config, launch.num_clusters, i));
   current_machine = nullptr;
   static std::mutex mutex;
   std::lock_guard<std::mutex> guard(mutex);

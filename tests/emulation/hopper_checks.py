@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from test_attention_kernels import ALL_POLICIES, POLICIES, assert_equal, attend
 
 from swa_attn.testing import AttentionCase, assert_close_to_oracle, build, emulated_backend
@@ -22,6 +23,16 @@ def used_mbarriers() -> bool:
 
 
 TAKEN = {"prefill": used_wgmma, "decode": used_mbarriers}
+
+
+def spread(cache: torch.Tensor, axis: int) -> torch.Tensor:
+    """The same pages, of 16-bit elements, at strides that are multiples of 16 bytes but for that of `axis`."""
+    strides = list(cache.contiguous().stride())
+    strides[axis] += 4
+    for outer in range(axis - 1, -1, -1):
+        strides[outer] = -(-strides[outer + 1] * cache.shape[outer + 1] // 8) * 8
+    storage = torch.full((strides[0] * cache.shape[0],), float("nan"), dtype=cache.dtype)
+    return storage.as_strided(cache.shape, strides).copy_(cache)
 
 
 def assert_right(op: str, case: AttentionCase, **options: object) -> None:

@@ -9,6 +9,7 @@ from hopper_checks import (
     assert_equal_in_some_schedules,
     assert_right,
     every_schedule,
+    spread,
     used_mbarriers,
 )
 from test_attention_kernels import FP8, GEMMA, GPT_OSS, KIB, LARGE, MIMO, SMALL, assert_equal, attend
@@ -155,6 +156,16 @@ def test_strides_that_tma_cannot_describe_go_to_sm80_decode(cache_dtype):
     expected = attend("decode", build(replace(case, layout="padded")))
     assert used_mbarriers()
     assert_equal(attend("decode", build(replace(case, layout="skewed"))), expected)
+    assert not used_mbarriers()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2], ids=["page", "slot", "head"])
+@pytest.mark.parametrize("cache", ["k_cache", "v_cache"])
+def test_one_stride_that_tma_cannot_describe_goes_to_sm80_decode(cache, axis):
+    inputs = build(replace(MIMO, num_q_heads=16, num_kv_heads=2, seqs=((1, 150), (1, 300))))
+    expected = attend("decode", inputs)
+    assert used_mbarriers()
+    assert_equal(attend("decode", replace(inputs, **{cache: spread(getattr(inputs, cache), axis)})), expected)
     assert not used_mbarriers()
 
 
