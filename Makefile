@@ -46,7 +46,7 @@ test: $(VENV)/.test build
 test-all: $(VENV)/.test build
 	$(BIN)/python -m pytest -m "" $(TEST_ARGS)
 
-SANITIZED := tests/emulation/test_attention_kernels.py tests/emulation/test_page_kernels.py
+SANITIZED := $(addprefix tests/emulation/test_,attention_kernels.py page_kernels.py sm90_decode.py sm90_prefill.py sm90_swa_prefill.py)
 emulate-all: $(VENV)/.test build
 	$(BIN)/python -m pytest tests/emulation -m ""
 	$(BIN)/python -m pytest tests/ops -m "" -k emulated
@@ -59,7 +59,8 @@ store-crash: $(VENV)/.test build
 	PYTHONPATH=. $(BIN)/python tests/kvcache/store/crash.py --kills 1000
 
 bench: $(VENV)/.test build
-	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in bench/*.py; do PYTHONPATH=. $(BIN)/python $$script || exit 1; done
+	$(BIN)/python -m bench.model
 
 gpu:
 	@$(GPU_PYTHON) -c 'import torch, numpy' || (echo "make gpu needs a Python with torch: GPU_PYTHON=..."; false)

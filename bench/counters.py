@@ -34,10 +34,17 @@ MIMO_FULL = replace(MIMO, num_q_heads=16, window=None, sinks=False)
 GPT_OSS = replace(MIMO, head_dim=64, v_head_dim=64)
 GEMMA = replace(MIMO, head_dim=256, v_head_dim=256, num_q_heads=2, window=1024, sinks=False)
 MISTRAL = replace(MIMO, head_dim=128, v_head_dim=128, num_q_heads=4, window=4096, sinks=False)
+SWA_256 = replace(MISTRAL, num_q_heads=8, window=256)
 FP8 = torch.float8_e4m3fn
 SMS = 132
 DECODES = tuple((1, k) for k in (129, 1000, 517, 128, 300, 2048, 777, 4096))
 DEEP = tuple((1, k) for k in (8192, 5000))
+
+
+def queries(q_len: int) -> tuple[tuple[int, int], ...]:
+    """16 sequences: with 8 KV heads, no SM is idle."""
+    return tuple((q_len, k) for _, k in DECODES) * 2
+
 
 # name -> (op, case, SMs that this head has)
 CASES = {
@@ -49,10 +56,12 @@ CASES = {
     "P5 gpt-oss SWA prefill 1x8192": ("prefill", replace(GPT_OSS, seqs=((8192, 8192),)), SMS // 8),
     "P6 Gemma-3-12B SWA prefill 1x4096": ("prefill", replace(GEMMA, seqs=((4096, 4096),)), SMS // 8),
     "P8 Mistral SWA prefill 512 after 5.6k": ("prefill", replace(MISTRAL, seqs=((512, 6144),)), SMS // 8),
+    "W 256, 128/128, prefill 1x4096": ("prefill", replace(SWA_256, seqs=((4096, 4096),)), SMS // 8),
     "D1 MiMo SWA decode, 8 sequences, page 64": ("decode", replace(MIMO, seqs=DECODES), SMS),
     "D1 the same, page 16": ("decode", replace(MIMO, seqs=DECODES, page_size=16), SMS),
     "D1 the same, all pages on the host": ("decode", replace(MIMO, seqs=DECODES, host=1.0), SMS),
-    "D2 MiMo SWA decode, 4 query tokens": ("decode", replace(MIMO, seqs=tuple((4, k) for _, k in DECODES)), SMS),
+    "D2 MiMo SWA decode, 16 x 4 query tokens": ("decode", replace(MIMO, seqs=queries(4)), SMS // 8),
+    "D2 the same, 16 x 8 query tokens": ("decode", replace(MIMO, seqs=queries(8)), SMS // 8),
     "D3 MiMo full decode, splits": ("decode", replace(MIMO_FULL, seqs=DEEP), SMS),
     "D4 gpt-oss SWA decode": ("decode", replace(GPT_OSS, seqs=DECODES), SMS),
     "D5 Gemma-3-12B SWA decode": ("decode", replace(GEMMA, seqs=DECODES), SMS),
