@@ -13,7 +13,7 @@ from swa_attn.testing.emulator import Buffer, Options
 
 PROBES = {probe.name: probe for probe in all_probes()}
 # No instructions of their own.
-HELPERS = {"min", "max", "claim_registers"}
+HELPERS = {"min", "max", "claim_registers", "recomputed"}
 
 
 @pytest.fixture(scope="module")

@@ -66,43 +66,40 @@ SWA_DEVICE bool aligned_8(const void* pointer, int64_t strides) {
   return ((reinterpret_cast<uintptr_t>(pointer) | uintptr_t(strides)) & 7) == 0;
 }
 
-// What a warp's rows are to be multiplied with; stores their log-sum-exp. `first_lse` is token 0,
+// What row r of the lane is to be multiplied with; stores its log-sum-exp. `first_lse` is token 0,
 // head 0 of the tile's group, `first_head` is that head.
-SWA_DEVICE void finish_rows(float (&factor)[2], const AttentionParams& p, const WarpRows& rows,
-                            int first_head, float* first_lse, const SoftmaxState& state) {
+SWA_DEVICE float finish_row(const AttentionParams& p, const WarpRows& rows, int r, int first_head,
+                            float* first_lse, const SoftmaxState& state) {
+  const float row_sum = quad_sum(state.sum[r]);
+  if (!rows.exists[r]) return 0.f;
+  const RowResult result = finish_row(state.max[r], row_sum, p.sinks, first_head + rows.head[r]);
   const ptx::GlobalPointer<float> lse = first_lse;
-  SWA_UNROLL
-  for (int r = 0; r < 2; ++r) {
-    const float row_sum = quad_sum(state.sum[r]);
-    RowResult result = {0.f, -INFINITY};
-    if (rows.exists[r])
-      result = finish_row(state.max[r], row_sum, p.sinks, first_head + rows.head[r]);
-    factor[r] = result.factor;
-    if (rows.exists[r] && ptx::lane_id() % 4 == 0)
-      lse[int64_t(rows.token[r]) * p.num_kv_heads * p.group_size + rows.head[r]] = result.lse;
-  }
+  if (ptx::lane_id() % 4 == 0)
+    lse[int64_t(rows.token[r]) * p.num_kv_heads * p.group_size + rows.head[r]] = result.lse;
+  return result.factor;
 }
 
-// Outputs of a warp's rows; `first_out` is token 0, head 0 of the tile's group.
+// Stores row r of the lane, times `factor`; `first_out` is token 0, head 0 of the tile's group.
 template <class Traits>
-SWA_DEVICE void store_rows(const AttentionParams& p, const WarpRows& rows, char* first_out,
-                           const float (&factor)[2], const Output<Traits>& out) {
+SWA_DEVICE void store_row(const AttentionParams& p, const WarpRows& rows, int r, char* first_out,
+                          float factor, const Output<Traits>& out) {
   const bool aligned = aligned_8(
       p.out, p.out_token_stride | p.out_head_stride | (p.cu_seqlens_q ? 0 : p.out_seq_stride));
-  SWA_UNROLL
-  for (int r = 0; r < 2; ++r)
-    store_row<Traits>(
-        first_out + rows.token[r] * p.out_token_stride + rows.head[r] * p.out_head_stride, out, r,
-        factor[r], rows.exists[r], aligned);
+  store_row<Traits>(
+      first_out + rows.token[r] * p.out_token_stride + rows.head[r] * p.out_head_stride, out, r,
+      factor, rows.exists[r], aligned);
 }
 
+// Results of a warp's rows.
 template <class Traits>
 SWA_DEVICE void store_results(const AttentionParams& p, const WarpRows& rows, int first_head,
                               char* first_out, float* first_lse, const SoftmaxState& state,
                               const Output<Traits>& out) {
-  float factor[2];
-  finish_rows(factor, p, rows, first_head, first_lse, state);
-  store_rows<Traits>(p, rows, first_out, factor, out);
+  SWA_UNROLL
+  for (int r = 0; r < 2; ++r) {
+    const float factor = finish_row(p, rows, r, first_head, first_lse, state);
+    store_row<Traits>(p, rows, r, first_out, factor, out);
+  }
 }
 
 }  // namespace swa::cuda

@@ -17,6 +17,7 @@
 #include "cuda/attention/special_values.cuh"
 #include "cuda/attention/work.cuh"
 #include "cuda/ptx/launch.cuh"
+#include "cuda/ptx/registers.cuh"
 #include "cuda/ptx/shared.cuh"
 #include "cuda/ptx/sync.cuh"
 
@@ -80,16 +81,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     return warp_rows(warp * kWarpRows, ptx::max(0, num_tokens), p.group_size,
                      first_position + first_token, p.window);
   };
-  const int head = kv_head * p.group_size;
+  const auto first_head = [&] { return ptx::recomputed(kv_head) * p.group_size; };
   const auto query_of = [&](int first_token) {
+    const int head = first_head();
     return p.q + (segment.first_row + first_token) * p.q_token_stride + head * p.q_head_stride;
   };
 
-  const ScoreScale scale(p);
   Query<Traits> query;
   for (bool careful = false, finite = true;; careful = true) {
     landed = next_slice = slice_of(begin);
-    load_for_step(segment.first);
+    load_for_step(ptx::recomputed(segment.first));
     query.load(p, query_of(segment.first), rows_of(segment.first));
     for (int token = segment.first; token < segment.end; token += schedule.tokens_per_step) {
       ptx::cp_async_wait<0>();
@@ -102,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
       SoftmaxState state;
       Output<Traits> out = {};
-      attend_step<Traits>(query, rows, scale, slice_address, state, out);
+      attend_step<Traits>(query, rows, ScoreScale(p), slice_address, state, out);
       // On their way while the results are stored.
       if (next_token < segment.end) query.load(p, query_of(next_token), rows_of(next_token));
       if (careful)
@@ -110,6 +111,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       else
         finite = all_finite<Traits>(out, rows) && finite;
       const int64_t row = segment.first_row + token;
+      const int head = first_head();
       store_results<Traits>(p, rows, head,
                             p.out + row * p.out_token_stride + head * p.out_head_stride,
                             p.lse + row * p.num_kv_heads * p.group_size + head, state, out);

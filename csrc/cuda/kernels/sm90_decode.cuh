@@ -7,8 +7,8 @@
 //   resident   the whole range has room: all of it is on its way before the first product. Two or
 //              more CTAs per SM, so that one's keys are on their way while another multiplies.
 //              More than 16 rows are further passes, which find the keys where they lie; or CTAs
-//              next to each other, which find them in L2, where a small batch leaves SMs idle and no
-//              page is on the host
+//              next to each other, which find them in L2, where a small batch leaves SMs idle and
+//              no page is on the host
 //   ring       a warp's slots are loaded again as soon as it has read them. More than 16 rows are
 //              two warps per key warp, which share its slots; more than 32 are CTAs next to each
 //              other, which find the keys in L2
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(32 * kKeyWarps * kRowWarps, kRowWarps == 1 ? 2
     kernel(const __grid_constant__ ptx::TensorMap k_map,
            const __grid_constant__ ptx::TensorMap v_map, const __grid_constant__ AttentionParams p,
            const __grid_constant__ Schedule schedule) {
-#if SWA_EMULATED || __CUDA_ARCH__ >= 900
+#if SWA_EMULATED || (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1000)
   constexpr int kRows = kRowWarps * kWarpRows;
   const int split = int(ptx::block_idx().x) / schedule.row_blocks;
   const int row_block = int(ptx::block_idx().x) % schedule.row_blocks;

@@ -365,16 +365,16 @@ class Consumer {
     const Segment segment = load_segment();
     const WarpRows rows = rows_of(p_, segment, position, tokens());
     const int head = kv_head_of_cta() * p_.group_size, row = segment.row + position;
-    float factor[2];
-    finish_rows(factor, p_, rows, head,
-                p_.lse + int64_t(row) * p_.num_kv_heads * p_.group_size + head, state);
+    float* lse = p_.lse + int64_t(row) * p_.num_kv_heads * p_.group_size + head;
+    const float factor[2] = {finish_row(p_, rows, 0, head, lse, state),
+                             finish_row(p_, rows, 1, head, lse, state)};
     if (schedule_.stores_boxes && ptx::all(rows.exists[0] && rows.exists[1])) {
       const int first_row = ptx::warp_id() % 4 * kWarpRows, token = first_row / p_.group_size;
       store_box<Traits>(out_map, ptx::smem_u32(smem_.out[ptx::warp_id() - 4]),
                         head + first_row % p_.group_size, row + token, factor, out);
     } else {
-      store_rows<Traits>(p_, rows, p_.out + row * p_.out_token_stride + head * p_.out_head_stride,
-                         factor, out);
+      char* first_out = p_.out + row * p_.out_token_stride + head * p_.out_head_stride;
+      for (int r = 0; r < 2; ++r) store_row<Traits>(p_, rows, r, first_out, factor[r], out);
     }
   }
 

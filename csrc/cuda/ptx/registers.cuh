@@ -1,4 +1,5 @@
-// setmaxnreg (sm_90a): moves registers between the warpgroups of a block.
+// Registers: setmaxnreg (sm_90a), which moves them between the warpgroups of a block, and a hint to
+// keep them free.
 #pragma once
 #include "cuda/ptx/platform.cuh"
 
@@ -21,6 +22,15 @@ SWA_DEVICE void set_max_registers_down() {
 #if !SWA_EMULATED
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
 #endif
+}
+
+// The same value, which the compiler does not know to be the same: what follows from it is computed
+// where it is needed, and not kept in registers across a loop.
+SWA_DEVICE int recomputed(int x) {
+#if !SWA_EMULATED
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
 }
 
 }  // namespace swa::ptx
