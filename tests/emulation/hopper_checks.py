@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_attention_kernels import ALL_POLICIES, POLICIES, assert_equal, attend
 
-from swa_attn.testing import AttentionCase, assert_close_to_oracle, build, emulated_backend
+import swa_attn
+from swa_attn.testing import AttentionCase, Inputs, assert_close_to_oracle, build, emulated_backend
 from swa_attn.testing.emulated_backend import settings
 
 every_schedule = pytest.mark.parametrize("asynchrony, order, seed", ALL_POLICIES)
@@ -33,6 +34,16 @@ def spread(cache: torch.Tensor, axis: int) -> torch.Tensor:
         strides[outer] = -(-strides[outer + 1] * cache.shape[outer + 1] // 8) * 8
     storage = torch.full((strides[0] * cache.shape[0],), float("nan"), dtype=cache.dtype)
     return storage.as_strided(cache.shape, strides).copy_(cache)
+
+
+def attend_part(inputs: Inputs, seq: int, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens first .. last - 1 of a sequence as a batch of their own."""
+    start, end = inputs.cu_seqlens_q.tolist()[seq : seq + 2]
+    length = (inputs.seqlens_k[seq : seq + 1] - (end - start - last)).clamp(min=0)
+    cu = torch.tensor([0, last - first], dtype=torch.int32)
+    q, table = inputs.q[start + first : start + last], inputs.block_table[seq : seq + 1]
+    with swa_attn.use_backend("emulated"):
+        return swa_attn.prefill(q, inputs.k_cache, inputs.v_cache, table, length, cu, **inputs.options)
 
 
 def assert_right(op: str, case: AttentionCase, **options: object) -> None:

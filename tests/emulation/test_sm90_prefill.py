@@ -9,12 +9,12 @@ from hopper_checks import (
     assert_equal_in_all_tiers,
     assert_equal_in_some_schedules,
     assert_right,
+    attend_part,
     every_schedule,
     used_wgmma,
 )
 from test_attention_kernels import GEMMA, GPT_OSS, MIMO, SMALL, assert_equal, attend
 
-import swa_attn
 from swa_attn.testing import assert_close_to_oracle, build, emulated_backend
 from swa_attn.testing.emulated_backend import settings
 from swa_attn.testing.figures import measure
@@ -42,16 +42,6 @@ prefills = pytest.mark.parametrize("case", PREFILLS, ids=str)
 def hopper():
     with settings(compute_capability=90):
         yield
-
-
-def attend_part(inputs, seq, first, last):
-    """Tokens first .. last - 1 of a sequence as a batch of their own."""
-    start, end = inputs.cu_seqlens_q.tolist()[seq : seq + 2]
-    length = (inputs.seqlens_k[seq : seq + 1] - (end - start - last)).clamp(min=0)
-    cu = torch.tensor([0, last - first], dtype=torch.int32)
-    q, table = inputs.q[start + first : start + last], inputs.block_table[seq : seq + 1]
-    with swa_attn.use_backend("emulated"):
-        return swa_attn.prefill(q, inputs.k_cache, inputs.v_cache, table, length, cu, **inputs.options)
 
 
 @prefills
