@@ -40,13 +40,16 @@ def build_module() -> ModuleType:
 
 
 def readable(symbol: str) -> str:
-    """sm80_prefill 192/128 bf16 float8 from a mangled kernel name."""
+    """sm80_prefill 192/128 bf16 float8 from a mangled kernel name; (2) for further template arguments."""
     name = re.search(r"(sm(?:80|90|xx)_[a-z_]+?)(?=\d|E)", symbol)
-    traits = re.search(r"AttentionTraitsILi(\d+)ELi(\d+)E.*?E(\d)ELb([01])E", symbol)
+    traits = re.search(r"AttentionTraitsILi(\d+)ELi(\d+)E.*?E(\d)ELb([01])EEE?(?:Li(\d)E)?", symbol)
     if not traits:
         return f"{name.group(1) if name else symbol} {symbol[-24:]}"
-    head_dim, value_dim, half, float8 = traits.groups()
-    return f"{name.group(1)} {head_dim}/{value_dim} {HALVES[int(half)]}{' float8' if float8 == '1' else ''}"
+    head_dim, value_dim, half, float8, more = traits.groups()
+    return (
+        f"{name.group(1)} {head_dim}/{value_dim} {HALVES[int(half)]}"
+        f"{' float8' if float8 == '1' else ''}{f' ({more})' if more else ''}"
+    )
 
 
 def compile_one(nvcc: str, source: Path, arch: str) -> list[Kernel]:
