@@ -72,19 +72,19 @@ def lacks(name: str, case: Case) -> str | None:
 
 
 @functools.cache
-def _choose(forced: str | None, case_of: tuple) -> ModuleType:
+def _choose(forced: str | None, case_of: tuple) -> str:
     op, device, *rest = case_of
     reasons: list[str] = []
     for name in (forced,) if forced else ORDER.get(device, ("reference",)):
         reason = lacks(name, Case(op, name, device, *rest))
         if reason is None:
             log.debug("%s runs on %s (%s)%s", op, name, case_of, "".join(f"; not {r}" for r in reasons))
-            return load(name)
+            return name
         reasons.append(f"{name}: {reason}")
     raise NotImplementedError(f"swa_attn.{op}: no backend can run this case: " + "; ".join(reasons))
 
 
-def choose(op: str, x: Tensor, cache: Tensor | None, v_head_dim: int = 0) -> ModuleType:
+def choose_name(op: str, x: Tensor, cache: Tensor | None, v_head_dim: int = 0) -> str:
     """The backend that will run `op` on inputs like these; raises NotImplementedError, with reasons, if none can."""
     if cache is None:
         return _choose(_forced, (op, x.device.type, x.dtype))
@@ -93,6 +93,11 @@ def choose(op: str, x: Tensor, cache: Tensor | None, v_head_dim: int = 0) -> Mod
     return _choose(
         _forced, (op, x.device.type, x.dtype, cache.dtype, page_size, group_size, head_dim, v_head_dim or head_dim)
     )
+
+
+def choose(op: str, x: Tensor, cache: Tensor | None, v_head_dim: int = 0) -> ModuleType:
+    """The module of that backend."""
+    return load(choose_name(op, x, cache, v_head_dim))
 
 
 def run(op: str, x: Tensor, cache: Tensor | None, *args: Tensor, **options: object) -> None:

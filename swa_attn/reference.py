@@ -1,8 +1,9 @@
 """The definition of correct: naive attention over pages, in plain PyTorch.
 
 Slow on purpose and short on purpose. Every query row is computed from exactly the keys it may see, gathered one by one
-through the block table; nothing else of the cache is read, so garbage anywhere else cannot matter. It runs in the
-input's precision by default and in float64 when asked (`compute_dtype=torch.float64`), which is the oracle of the tests.
+through the block table; nothing else of the cache is read, so garbage anywhere else cannot matter. It computes scores,
+softmax and sums in float32 whatever the inputs are, or in float64 when asked (`compute_dtype=torch.float64`), which is
+the oracle of the tests.
 
 Words used here are defined in docs/conventions.md: `window` counts the query's own key, a page id at or above
 `num_device_pages` is a host page, `lse` leaves the sink out, an empty row is `out = 0, lse = -inf`.
@@ -69,7 +70,7 @@ def gather_keys(
 def attend(
     q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, softcap: float, sinks: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One query row over its visible keys.
+    """One query row over its visible keys, in the precision of q, k and v.
 
     q `[Hq, Dk]`, k `[n, Hkv, Dk]`, v `[n, Hkv, Dv]`, sinks `[Hq]` or None -> out `[Hq, Dv]`, lse `[Hq]`. The cap is
     `softcap * tanh(score / softcap)` on the scaled score (Gemma 2); the sink is one more softmax column that carries no
@@ -79,16 +80,17 @@ def attend(
     if k.shape[0] == 0:
         return q.new_zeros(num_q_heads, v.shape[2]), q.new_full((num_q_heads,), float("-inf"))
     group = num_q_heads // num_kv_heads
-    q = q.view(num_kv_heads, group, -1)
-    scores = torch.einsum("hgd,nhd->hgn", q, k) * softmax_scale
+    scores = torch.einsum("hgd,nhd->hgn", q.view(num_kv_heads, group, -1), k) * softmax_scale
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)
-    lse = torch.logsumexp(scores, dim=-1)
-    denominator = lse
+    largest = scores.amax(dim=-1)
+    weights = torch.exp(scores - largest[..., None])
+    total = weights.sum(dim=-1)
+    denominator = total
     if sinks is not None:
-        denominator = torch.logaddexp(lse, sinks.to(scores.dtype).view(num_kv_heads, group))
-    out = torch.einsum("hgn,nhd->hgd", torch.exp(scores - denominator[..., None]), v)
-    return out.reshape(num_q_heads, -1), lse.reshape(num_q_heads)
+        denominator = total + torch.exp(sinks.to(scores.dtype).view(num_kv_heads, group) - largest)
+    out = torch.einsum("hgn,nhd->hgd", weights, v) / denominator[..., None]
+    return out.reshape(num_q_heads, -1), (largest + torch.log(total)).reshape(num_q_heads)
 
 
 def prefill(
@@ -107,13 +109,12 @@ def prefill(
     v_scale: Tensor | None = None,
     k_host_cache: Tensor | None = None,
     v_host_cache: Tensor | None = None,
-    compute_dtype: torch.dtype | None = None,
+    compute_dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """Ragged causal attention over pages; shapes and meaning as in `swa_attn.ops.prefill`.
 
-    Returns out `[total_q, Hq, Dv]` and lse `[total_q, Hq]`, both in `compute_dtype` (default: q's dtype).
+    Returns out `[total_q, Hq, Dv]` and lse `[total_q, Hq]`, both in `compute_dtype`: float32 or float64.
     """
-    compute_dtype = compute_dtype or q.dtype
     total_q, num_q_heads, _ = q.shape
     out = torch.zeros(total_q, num_q_heads, v_cache.shape[3], dtype=compute_dtype, device=q.device)
     lse = torch.full((total_q, num_q_heads), float("-inf"), dtype=compute_dtype, device=q.device)

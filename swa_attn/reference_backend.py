@@ -1,4 +1,4 @@
-"""The reference as a backend: the same functions, writing into given outputs, computing in the input's precision."""
+"""The reference as a backend: the same functions, writing into given outputs, which rounds their float32 results once."""
 
 from torch import Tensor
 

@@ -1,8 +1,5 @@
 #include "access.hpp"
 
-#include <cmath>
-#include <limits>
-
 #include "machine.hpp"
 
 namespace swa::emu {
@@ -43,12 +40,6 @@ void store_shared(uint32_t address, const void* from, size_t bytes, Loc loc) {
   std::memcpy(smem_at(block_of(address, loc), address, bytes, "store", loc), from, bytes);
   note_write(address, bytes, loc);
   count_shared(Op::kSharedStore, address, bytes, loc);
-}
-
-float ex2(float x) {
-  machine().counts.add(Tally::kEx2);
-  const float y = std::exp2(x);
-  return std::fabs(y) < std::numeric_limits<float>::min() ? 0.f : y;
 }
 
 }  // namespace swa::emu

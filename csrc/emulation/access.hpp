@@ -15,9 +15,6 @@ void store_global(void* address, const void* from, size_t bytes, Loc loc);
 void load_shared(void* to, uint32_t address, size_t bytes, Loc loc);
 void store_shared(uint32_t address, const void* from, size_t bytes, Loc loc);
 
-// ex2.approx.ftz.f32, counted.
-float ex2(float x);
-
 // What p[i] gives for a GlobalPointer: reads when converted, writes when assigned to.
 template <class T>
 struct GlobalElement {

@@ -28,6 +28,11 @@ Config config_from(const py::dict& options) {
   c.order = choice<Order>(
       "order", options["order"].cast<std::string>(),
       {{"forward", Order::kForward}, {"reverse", Order::kReverse}, {"random", Order::kRandom}});
+  c.arithmetic = choice<Arithmetic>("arithmetic", options["arithmetic"].cast<std::string>(),
+                                    {{"exact", Arithmetic::kExact},
+                                     {"above", Arithmetic::kAbove},
+                                     {"below", Arithmetic::kBelow},
+                                     {"edges", Arithmetic::kEdges}});
   c.seed = options["seed"].cast<uint64_t>();
   c.race = options["race"].cast<bool>();
   c.cp_async_proxy = options["cp_async_proxy"].cast<bool>();

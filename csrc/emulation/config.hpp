@@ -12,9 +12,15 @@ enum class Async { kLazy, kEager, kRandom };
 // Which ready warp and lane runs next.
 enum class Order { kForward, kReverse, kRandom };
 
+// What approximate instructions and tensor cores return. kExact: correctly rounded, and sums of
+// float32 additions. The others: as far off as is documented, above or below the exact value, or by
+// turns (a bit of the argument decides), and sums that cut digits off as tensor cores are seen to.
+enum class Arithmetic { kExact, kAbove, kBelow, kEdges };
+
 struct Config {
   Async async = Async::kLazy;
   Order order = Order::kForward;
+  Arithmetic arithmetic = Arithmetic::kExact;
   uint64_t seed = 1;           // of the random choices; a schedule depends on (seed, block) only
   bool race = true;            // shadow memory and vector clocks for shared memory
   bool cp_async_proxy = true;  // cp.async writes count as generic-proxy writes in the proxy check

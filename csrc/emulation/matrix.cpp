@@ -1,5 +1,6 @@
 #include "matrix.hpp"
 
+#include <cmath>
 #include <cstring>
 
 #include "machine.hpp"
@@ -90,6 +91,27 @@ void stmatrix(int num_matrices, Transpose transpose, uint32_t row_address,
 
 namespace {
 
+// c plus 16 products as tensor cores are seen to add: every term is cut at 2^-23 of the largest
+// one's power of two, towards zero, and so is the sum.
+float add_and_cut(const float* a, const float* b, int ld, float c) {
+  double terms[17], largest = std::fabs(c);
+  terms[16] = c;
+  for (int k = 0; k < 16; ++k) {
+    terms[k] = double(a[k]) * b[k * ld];
+    largest = std::fmax(largest, std::fabs(terms[k]));
+  }
+  double sum = 0;
+  if (largest == 0 || !std::isfinite(largest)) {
+    for (double term : terms) sum += term;
+    return float(sum);
+  }
+  const double unit = std::ldexp(1.0, std::ilogb(largest) - 23);
+  for (double term : terms) sum += std::trunc(term / unit);
+  sum *= unit;
+  const float nearest = float(sum);
+  return std::fabs(nearest) > std::fabs(sum) ? std::nextafter(nearest, 0.f) : nearest;
+}
+
 struct MmaArgument {
   float* d;
   const uint32_t *a, *b;
@@ -122,6 +144,19 @@ void multiply(const Collective& c) {
 }
 
 }  // namespace
+
+void accumulate(const float (*a)[16], const float* b, float* c, int n, int ld) {
+  if (machine().config.arithmetic != Arithmetic::kExact) {
+    for (int i = 0; i < 16; ++i)
+      for (int j = 0; j < n; ++j) c[i * ld + j] = add_and_cut(a[i], b + j, ld, c[i * ld + j]);
+    return;
+  }
+  for (int i = 0; i < 16; ++i)
+    for (int k = 0; k < 16; ++k) {
+      const float value = a[i][k];
+      for (int j = 0; j < n; ++j) c[i * ld + j] += value * b[k * ld + j];
+    }
+}
 
 void mma_m16n8k16(Half type, float* d, const uint32_t* a, const uint32_t* b, Loc loc) {
   MmaArgument argument{d, a, b};

@@ -33,12 +33,6 @@ constexpr FragmentPosition accumulator(int lane, int i) {
 }
 
 // c[16][n] += a[16][16] * b[16][n], rows of b and c `ld` floats apart.
-inline void accumulate(const float (*a)[16], const float* b, float* c, int n, int ld) {
-  for (int i = 0; i < 16; ++i)
-    for (int k = 0; k < 16; ++k) {
-      const float value = a[i][k];
-      for (int j = 0; j < n; ++j) c[i * ld + j] += value * b[k * ld + j];
-    }
-}
+void accumulate(const float (*a)[16], const float* b, float* c, int n, int ld);
 
 }  // namespace swa::emu

@@ -1,10 +1,27 @@
-"""The oracle in float64, and a tolerance that comes from plain PyTorch in the same precision instead of a guess."""
+"""The oracle in float64, and comparison with it inside a bound that is computed for every element."""
+
+from collections import defaultdict
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .. import reference
+from .. import backends, reference
+from .bounds import Bounds, attention_bounds
 from .cases import Inputs
+from .roundings import Roundings, roundings_of
+
+
+@dataclass
+class Tightness:
+    """The largest error seen, in units of its bound."""
+
+    out: float = 0.0
+    lse: float = 0.0
+    elements: int = 0
+
+
+seen: defaultdict[str, Tightness] = defaultdict(Tightness)  # per backend, of every comparison in this process
 
 
 def oracle(inputs: Inputs, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -16,34 +33,44 @@ def oracle(inputs: Inputs, dtype: torch.dtype = torch.float64) -> tuple[Tensor, 
     )
 
 
-def allowed_error(exact: Tensor, same_precision: Tensor) -> float:
-    """Twice the largest error of PyTorch computing in the same precision, plus two roundings of the largest result."""
-    dtype = same_precision.dtype
-    finite = torch.isfinite(exact)
-    error = (same_precision.double() - exact)[finite].abs().max().item() if finite.any() else 0.0
-    return 2 * error + 2 * torch.finfo(dtype).eps * _largest(exact)
+def ran(inputs: Inputs) -> str:
+    """The backend that runs prefill on these inputs now: `cpu`, `emulated`; a card's by the name of its kernels."""
+    name = backends.choose_name("prefill", inputs.q, inputs.k_cache, inputs.v_cache.shape[3])
+    return name.removesuffix(" on the card")
 
 
-def _largest(x: Tensor) -> float:
-    """The largest finite magnitude, 0 if there is none."""
-    finite = x[torch.isfinite(x)]
-    return finite.abs().max().item() if finite.numel() else 0.0
+def assert_close_to_oracle(
+    inputs: Inputs, out: Tensor, lse: Tensor, *, backend: str | None = None, roundings: Roundings | None = None
+) -> None:
+    """Every element within its own bound of the oracle's; the message shows the first wrong ones.
+
+    `backend` says whose roundings to allow: by default those of the backend that runs such calls here and now.
+    """
+    backend = backend or ran(inputs)
+    roundings = roundings or roundings_of(backend, inputs.q.dtype, inputs.k_cache.dtype)
+    bounds = attention_bounds(*inputs.prefill_args, **inputs.options, roundings=roundings)
+    assert_within(bounds, oracle(inputs), (out, lse), backend, str(inputs.case))
 
 
-def assert_close_to_oracle(inputs: Inputs, out: Tensor, lse: Tensor) -> None:
-    """Compare with the oracle; the message shows the first wrong elements and both values."""
-    exact = oracle(inputs)
-    rough = oracle(inputs, inputs.q.dtype)
-    # A peaked row's lse is its largest score. Its rounding to float32 may not show in the few rows of `rough`.
-    score_rounding = torch.finfo(torch.float32).eps * _largest(exact[1])
-    for name, got, expected, approximate in zip(("out", "lse"), (out, lse), exact, rough, strict=True):
-        got = got.reshape(expected.shape).double()
-        tolerance = allowed_error(expected, approximate) + score_rounding * (_largest(expected) if name == "out" else 1)
-        same = (got == expected) | ((got - expected).abs() <= tolerance)  # -inf equals -inf; NaN equals nothing
+def assert_within(
+    bounds: Bounds, exact: tuple[Tensor, Tensor], got: tuple[Tensor, Tensor], backend: str, what: str
+) -> None:
+    """Compare out and lse with the exact ones; remembers in `seen[backend]` how close they came to their bounds."""
+    tightness = seen[backend]
+    for name, mine, expected, allowed in zip(("out", "lse"), got, exact, (bounds.out, bounds.lse), strict=True):
+        mine = mine.reshape(expected.shape).double()
+        error = (mine - expected).abs()
+        same = (mine == expected) | (error <= allowed)  # -inf equals -inf; NaN equals nothing
         if not same.all():
             wrong = (~same).nonzero()
-            lines = [f"  {tuple(i)}: got {got[tuple(i)]}, expected {expected[tuple(i)]}" for i in wrong[:5].tolist()]
+            lines = [
+                f"  {tuple(i)}: got {mine[tuple(i)]}, expected {expected[tuple(i)]} +- {allowed[tuple(i)]:.3g}"
+                for i in wrong[:5].tolist()
+            ]
             raise AssertionError(
-                f"{name} of {inputs.case}: {len(wrong)} of {same.numel()} elements are off by more than "
-                f"{tolerance:.3g}\n" + "\n".join(lines)
+                f"{name} of {what} on {backend}: {len(wrong)} of {same.numel()} elements are outside their bounds\n"
+                + "\n".join(lines)
             )
+        share = torch.where((allowed > 0) & torch.isfinite(error), error / allowed, 0.0)
+        setattr(tightness, name, max(getattr(tightness, name), share.max().item() if share.numel() else 0.0))
+        tightness.elements += share.numel()

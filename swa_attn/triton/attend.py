@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .fp8 import from_fp8
-from .interpreter import dot
+from .interpreter import dot, rounded
 from .pages import load_scales, load_slots, mask_slots, page_ids
 from .scores import is_visible, softmax_step, to_log2_scores
 
@@ -85,5 +85,7 @@ def attend(
                 b_v = b_v * b_v_scale[:, None]
             else:
                 b_p = b_p * b_v_scale[None, :]
-        b_acc = dot(b_p.to(COMPUTE), b_v.to(COMPUTE), b_acc * b_alpha[:, None])
+        if FP8:
+            b_v = rounded(b_v, COMPUTE)
+        b_acc = dot(rounded(b_p, COMPUTE), b_v, b_acc * b_alpha[:, None])
     return b_acc, b_m, b_l

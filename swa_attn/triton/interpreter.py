@@ -31,3 +31,14 @@ def dot(a, b, acc):
         return acc + tl.dot(a.to(tl.float32).to(tl.float64), b.to(tl.float32).to(tl.float64)).to(tl.float32)
     else:
         return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def rounded(x, DTYPE: tl.constexpr):
+    """float32 x as DTYPE, to nearest even. The interpreter cuts the digits off that bfloat16 has not, so it gets a float32
+    that is a bfloat16 already."""
+    if INTERPRETED and DTYPE.is_bf16():
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    return x.to(DTYPE)

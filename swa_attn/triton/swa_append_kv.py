@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .fp8 import as_kernel_sees, to_fp8
+from .interpreter import rounded
 from .launch import arch, launch
 from .pages import describe, load_scales, mask_slots, slot_pointers
 from .tiles import APPEND_ROWS
@@ -30,7 +31,9 @@ def store_slots(
         if pages.scale is not None:
             b_x = tl.math.div_rn(b_x, load_scales(pages, b_page, m_row, o_head)[:, None])
         b_x = to_fp8(b_x, DTYPE)
-    tl.store(slot_pointers(pages, b_page, o_slot, o_head, o_dim), b_x.to(DTYPE), mask=mask)
+    else:
+        b_x = rounded(b_x, DTYPE)
+    tl.store(slot_pointers(pages, b_page, o_slot, o_head, o_dim), b_x, mask=mask)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])

@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor, float8_e4m3fn, uint8
 
 from .fp8 import as_kernel_sees, from_fp8
+from .interpreter import rounded
 from .launch import arch, launch
 from .layered_pages import describe, row_pointers, scale_pointers
 from .swa_copy_pages_to_fp8 import swa_copy_pages_to_fp8
@@ -40,7 +41,7 @@ def swa_copy_pages(
     b_x = tl.load(row_pointers(src, i_layer, i_src, o_slot, o_head, o_dim), mask=mask)
     if DEQUANTISE:
         b_scale = tl.load(scale_pointers(src, i_layer, i_src, o_head), mask=m_row, other=1.0)
-        b_x = (from_fp8(b_x) * b_scale[:, None]).to(dst.pool.dtype.element_ty)
+        b_x = rounded(from_fp8(b_x) * b_scale[:, None], dst.pool.dtype.element_ty)
     tl.store(row_pointers(dst, i_layer, i_dst, o_slot, o_head, o_dim), b_x, mask=mask)
     if dst.scale is not None:
         o_head = tl.arange(0, BLOCK_H)

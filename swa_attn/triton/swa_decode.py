@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .attend import attend
 from .fp8 import as_kernel_sees
-from .interpreter import condition
+from .interpreter import condition, rounded
 from .launch import DTYPES, arch, cut_head_dims, launch, score_factors, window_or_all
 from .pages import describe
 from .rows import accept_rows, tile_rows, tokens_and_heads, visible_keys
@@ -99,7 +99,7 @@ def swa_decode(
         o_dim = tl.arange(0, DV_TILE)
         p_out = out + i_seq * stride_out_seq + o_token * stride_out_token + o_head * stride_out_head
         m_out = m_row[:, None] & (o_dim < DV)[None, :]
-        tl.store(p_out[:, None] + o_dim[None, :], b_out.to(out.dtype.element_ty), mask=m_out)
+        tl.store(p_out[:, None] + o_dim[None, :], rounded(b_out, out.dtype.element_ty), mask=m_out)
         tl.store(lse + (i_seq * q_len + o_token) * (num_kv_heads * GROUP_SIZE) + o_head, b_lse, mask=m_row)
         first_row, end_row = next_row, end_next
 

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .interpreter import rounded
 from .scores import finite_max, softmax_finish
 from .splits import split_range
 
@@ -64,5 +65,5 @@ def swa_decode_combine(
     b_max = row_max + tl.zeros([1], tl.float32)
     b_result, b_lse = softmax_finish(b_acc[None, :], b_max, b_sum, sinks, o_head, o_head < num_q_heads)
     p_out = out + i_seq * stride_out_seq + i_token * stride_out_token + i_head * stride_out_head
-    tl.store(p_out + o_dim[None, :], b_result.to(out.dtype.element_ty), mask=(o_dim < DV)[None, :])
+    tl.store(p_out + o_dim[None, :], rounded(b_result, out.dtype.element_ty), mask=(o_dim < DV)[None, :])
     tl.store(lse + i_row + tl.arange(0, 1), b_lse)

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .interpreter import rounded
 from .launch import launch
 from .scores import LOG2_E, finite_max, softmax_finish
 from .tiles import MERGE_ROWS
@@ -44,7 +45,7 @@ def swa_merge_states(
     b_acc = b_a * b_weight_a[:, None] + b_b * b_weight_b[:, None]
     b_out, b_lse = softmax_finish(b_acc, b_m, b_weight_a + b_weight_b, sinks, i_row % num_q_heads, m_row)
     mask = m_row[:, None] & (o_dim < DV)[None, :]
-    tl.store(out + i_row[:, None] * DV + o_dim[None, :], b_out.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + i_row[:, None] * DV + o_dim[None, :], rounded(b_out, out.dtype.element_ty), mask=mask)
     tl.store(lse + i_row, b_lse, mask=m_row)
 
 

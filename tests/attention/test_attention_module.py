@@ -6,7 +6,9 @@ import torch
 import swa_attn
 from swa_attn import native
 from swa_attn.attention import AttentionMetadata, SlidingWindowAttention
-from swa_attn.testing.compare import allowed_error
+from swa_attn.reference import to_cache_dtype
+from swa_attn.testing.bounds import attention_bounds
+from swa_attn.testing.roundings import roundings_of
 
 HQ, HKV, DK, DV, PAGE = 6, 2, 24, 16, 4
 NAN = float("nan")
@@ -44,11 +46,6 @@ class Stream:
         self.table = [first_page - i for i in range(-(-length // PAGE))]
         self.module, self.done, self.out = module, 0, []
 
-    def expected(self, dtype=torch.float64):
-        m = self.module
-        parts = (x.to(dtype) for x in (self.q, self.k, self.v))
-        return dense(*parts, m.window, m.softmax_scale, m.softcap, m.sinks)
-
 
 def pools(pages=24, heads=HKV, dtype=torch.float32):
     return tuple(torch.full((pages, PAGE, heads, d), NAN, dtype=torch.float32).to(dtype) for d in (DK, DV))
@@ -74,9 +71,27 @@ def advance(module, caches, *counts, **more):
     return metadata
 
 
-def assert_right(stream):
-    got, exact = torch.cat(stream.out).double(), stream.expected()
-    assert (got - exact).abs().max() <= allowed_error(exact, stream.expected(stream.q.dtype).to(stream.q.dtype))
+def assert_right(stream, backend, scales=(None, None)):
+    """With scales, `[1, Hkv]` each, what was appended is K and V as float8."""
+    m, n = stream.module, stream.done
+    k, v = stream.k, stream.v
+    if scales[0] is not None:
+        k, v = (to_cache_dtype(x, torch.float8_e4m3fn, s[0, :, None]) for x, s in zip((k, v), scales))
+    place = torch.tensor([[0]]), torch.tensor([n]), torch.tensor([0, n])  # all keys are one page
+    options = {"window": m.window, "softmax_scale": m.softmax_scale, "softcap": m.softcap, "sinks": m.sinks}
+    bounds = attention_bounds(
+        stream.q,
+        k[None],
+        v[None],
+        *place,
+        **options,
+        k_scale=scales[0],
+        v_scale=scales[1],
+        roundings=roundings_of(backend, stream.q.dtype, k.dtype),
+    )
+    k, v = (x.double() if s is None else x.double() * s[0, :, None] for x, s in zip((k, v), scales))
+    exact = dense(stream.q.double(), k, v, m.window, m.softmax_scale, m.softcap, m.sinks)
+    assert ((torch.cat(stream.out).double() - exact).abs() <= bounds.out).all()
 
 
 CASES = {
@@ -102,8 +117,8 @@ def test_a_prompt_and_then_decode_steps(backend, case):
     assert advance(module, caches, (a, 17), (b, 13)).q_len is None
     for count in (1, 1, 3, 8):  # decode, decode, and two speculative lengths
         assert advance(module, caches, (a, count), (b, count)).q_len == count
-    assert_right(a)
-    assert_right(b)
+    assert_right(a, backend)
+    assert_right(b, backend)
 
 
 def test_prompts_and_decodes_mixed_in_one_step(backend):
@@ -113,7 +128,7 @@ def test_prompts_and_decodes_mixed_in_one_step(backend):
     advance(module, caches, (a, 1), (b, 19), (c, 9))
     advance(module, caches, (a, 8), (b, 1), (c, 0))
     for stream in (a, b, c):
-        assert_right(stream)
+        assert_right(stream, backend)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -123,7 +138,7 @@ def test_half_precisions(backend, dtype):
     advance(module, caches, (a, 12))
     advance(module, caches, (a, 8))
     assert torch.cat(a.out).dtype == dtype
-    assert_right(a)
+    assert_right(a, backend)
 
 
 def test_host_pages_and_float8_pages_reach_the_ops(backend):
@@ -144,11 +159,8 @@ def test_host_pages_and_float8_pages_reach_the_ops(backend):
     scales = {"k_scale": torch.full((24, HKV), 1 / 64), "v_scale": torch.full((24, HKV), 1 / 32)}
     c = Stream(module, 20, 13)
     metadata = AttentionMetadata.build([c.table], [20], [20], PAGE)
-    got = module(c.q, c.k, c.v, *caches, metadata, **scales)
-    stored = [(x / s).clamp(-448, 448).to(torch.float8_e4m3fn).double() * s for x, s in ((c.k, 1 / 64), (c.v, 1 / 32))]
-    exact = dense(c.q.double(), *stored, 6, module.softmax_scale, 0.0, None)
-    rough = dense(c.q, *(x.float() for x in stored), 6, module.softmax_scale, 0.0, None)
-    assert (got.double() - exact).abs().max() <= allowed_error(exact, rough)
+    c.done, c.out = 20, [module(c.q, c.k, c.v, *caches, metadata, **scales)]
+    assert_right(c, backend, (scales["k_scale"][:1], scales["v_scale"][:1]))
 
 
 def test_padding_sequences_give_empty_rows_and_touch_nothing(backend):

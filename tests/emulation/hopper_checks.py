@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from oracle import assert_close_to_oracle
 from test_attention_kernels import ALL_POLICIES, POLICIES, assert_equal, attend
 
 import swa_attn
-from swa_attn.testing import AttentionCase, Inputs, assert_close_to_oracle, build, emulated_backend
+from swa_attn.testing import AttentionCase, Inputs, build, emulated_backend
 from swa_attn.testing.emulated_backend import settings
 
 every_schedule = pytest.mark.parametrize("asynchrony, order, seed", ALL_POLICIES)

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from oracle import assert_close_to_oracle
 
 import swa_attn
-from swa_attn.testing import AttentionCase, assert_close_to_oracle, build, emulated_backend
+from swa_attn.testing import AttentionCase, build, emulated_backend
 from swa_attn.testing.emulated_backend import settings
 
 pytestmark = pytest.mark.skipif(emulated_backend.unavailable() is not None, reason="the emulator cannot be built here")

@@ -12,9 +12,10 @@ from hopper_checks import (
     spread,
     used_mbarriers,
 )
+from oracle import assert_close_to_oracle
 from test_attention_kernels import FP8, GEMMA, GPT_OSS, KIB, LARGE, MIMO, SMALL, assert_equal, attend
 
-from swa_attn.testing import assert_close_to_oracle, build, emulated_backend
+from swa_attn.testing import build, emulated_backend
 from swa_attn.testing.emulated_backend import settings
 from swa_attn.testing.figures import measure
 

@@ -13,9 +13,10 @@ from hopper_checks import (
     spread,
     used_wgmma,
 )
+from oracle import assert_close_to_oracle
 from test_attention_kernels import GPT_OSS, MIMO, SMALL, assert_equal, attend
 
-from swa_attn.testing import assert_close_to_oracle, build, emulated_backend
+from swa_attn.testing import build, emulated_backend
 from swa_attn.testing.emulated_backend import settings
 
 pytestmark = pytest.mark.skipif(emulated_backend.unavailable() is not None, reason="the emulator cannot be built here")

@@ -7,7 +7,9 @@ import torch
 
 import swa_attn
 from swa_attn import reference
-from swa_attn.testing.compare import allowed_error
+from swa_attn.testing.bounds import attention_bounds
+from swa_attn.testing.compare import assert_within
+from swa_attn.testing.roundings import roundings_of
 
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
 DIMS = [(64, 64), (128, 128), (192, 128), (256, 256)]
@@ -49,21 +51,19 @@ def cu(lengths):
     return torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32, device="cuda")
 
 
-def assert_right(got, b, window, sinks=None, cu_seqlens_q=None):
+def assert_right(backend, got, b, window, sinks=None, cu_seqlens_q=None):
     """decode, or prefill if there are prefix sums of new tokens, against the reference in float64 on the card."""
     options = dict(softmax_scale=b.q.shape[-1] ** -0.5, window=-1 if window is None else window, sinks=sinks)
 
-    def expected(dtype):
-        if cu_seqlens_q is None:
-            return reference.decode(*b.args, **options, compute_dtype=dtype)
-        return reference.prefill(*b.args, cu_seqlens_q, **options, compute_dtype=dtype)
-
-    exact, rough = expected(torch.float64), expected(b.q.dtype)
-    for mine, right, same in zip(got, exact, rough):
-        assert torch.equal(torch.isfinite(mine), torch.isfinite(right))
-        finite = torch.isfinite(right)
-        assert torch.equal(mine[~finite].double(), right[~finite])
-        assert (mine.double() - right)[finite].abs().max() <= allowed_error(right, same)
+    q, *where = b.args
+    if cu_seqlens_q is None:
+        cu_seqlens_q = torch.arange(len(q) + 1, dtype=torch.int32, device="cuda") * q.shape[1]
+        q, got = q.flatten(0, 1), [x.flatten(0, 1) for x in got]
+    exact = reference.prefill(q, *where, cu_seqlens_q, **options, compute_dtype=torch.float64)
+    bounds = attention_bounds(
+        q, *where, cu_seqlens_q, **options, roundings=roundings_of(backend, q.dtype, b.k_cache.dtype)
+    )
+    assert_within(bounds, exact, got, backend, "a batch on the card")
 
 
 @pytest.mark.parametrize("window", [1, 128, 700, None])
@@ -72,7 +72,7 @@ def test_decode_on_the_card(card_backend, dims, window):
     b, sinks = batch([1, 16, 17, 128, 129, 1000], q_len=1, dims=dims), torch.randn(16, device="cuda")
     with swa_attn.use_backend(card_backend):
         got = swa_attn.decode(*b.args, window=window, sinks=sinks)
-    assert_right(got, b, window, sinks)
+    assert_right(card_backend, got, b, window, sinks)
 
 
 @pytest.mark.parametrize("window", [128, None])
@@ -83,7 +83,7 @@ def test_prefill_on_the_card(card_backend, dims, window):
     b.q = torch.randn(sum(new), 16, dims[0], device="cuda").to(BF16)
     with swa_attn.use_backend(card_backend):
         got = swa_attn.prefill(*b.args, cu(new), window=window)
-    assert_right(got, b, window, cu_seqlens_q=cu(new))
+    assert_right(card_backend, got, b, window, cu_seqlens_q=cu(new))
 
 
 LENGTHS = ([40, 300, 1, 0], [1024, 5, 129, 700], [0, 0, 0, 1])  # captured with the first
@@ -110,7 +110,7 @@ def test_decode_graph_replays_with_other_lengths_and_pages(card_backend, q_len, 
             replayed = out.clone(), lse.clone()
             run()
             assert torch.equal(replayed[0], out) and torch.equal(replayed[1], lse)
-            assert_right(replayed, b, window)
+            assert_right(card_backend, replayed, b, window)
 
 
 @pytest.mark.parametrize("window", [128, None])
@@ -135,7 +135,7 @@ def test_prefill_graph_replays_with_other_lengths(card_backend, window):
             replayed = out.clone(), lse.clone()
             run()
             assert torch.equal(replayed[0], out) and torch.equal(replayed[1], lse)
-            assert_right(replayed, b, window, cu_seqlens_q=cu_seqlens_q)
+            assert_right(card_backend, replayed, b, window, cu_seqlens_q=cu_seqlens_q)
 
 
 def captured(run):
@@ -264,4 +264,4 @@ def test_pools_beyond_two_to_the_31_elements_on_the_card(card_backend):
     b.block_table += num_pages - count
     with swa_attn.use_backend(card_backend):
         got = swa_attn.decode(*b.args, window=128)
-    assert_right(got, b, 128)
+    assert_right(card_backend, got, b, 128)

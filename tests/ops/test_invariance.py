@@ -8,7 +8,7 @@ from fitting import fit
 
 import swa_attn
 from swa_attn.testing import AttentionCase, assert_close_to_oracle, build
-from swa_attn.testing.compare import allowed_error, oracle
+from swa_attn.testing.compare import oracle
 
 CASE = AttentionCase(
     seqs=((12, 60), (3, 25), (1, 41)), window=10, page_size=4, num_q_heads=6, num_kv_heads=2, sinks=True
@@ -230,11 +230,11 @@ def test_halves_merge_to_the_whole(backend, sinks):
 
 def test_window_at_least_the_context_equals_no_window(backend):
     inputs = build(fit(replace(CASE, window=None), backend))
-    bare = run(inputs)
+    assert_close_to_oracle(inputs, *run(inputs))
+    exact = oracle(inputs)
     inputs.options["window"] = 60
-    windowed = run(inputs)
-    tolerance = allowed_error(oracle(inputs)[0], oracle(inputs, inputs.case.dtype)[0])
-    assert (bare[0] - windowed[0]).abs().max() <= tolerance
+    assert_close_to_oracle(inputs, *run(inputs))
+    assert all(torch.equal(a, b) for a, b in zip(exact, oracle(inputs)))
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -4,13 +4,12 @@
 
 #include "cuda/ptx/platform.cuh"
 #if SWA_EMULATED
-#include "emulation/access.hpp"
+#include "emulation/approximate.hpp"
 #endif
 
 namespace swa::ptx {
 
-// 2^x; subnormal results become 0. In emulation exact to fp32 rounding and counted, on a card
-// within 2 ulp.
+// 2^x within 2 ulp; subnormal results become 0.
 SWA_DEVICE float ex2(float x) {
 #if SWA_EMULATED
   return emu::ex2(x);
@@ -21,10 +20,10 @@ SWA_DEVICE float ex2(float x) {
 #endif
 }
 
-// log2(x)
+// log2(x) within 2^-22: absolutely where x is in (0.5, 2), else relatively.
 SWA_DEVICE float lg2(float x) {
 #if SWA_EMULATED
-  return std::log2(x);
+  return emu::lg2(x);
 #else
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -32,10 +31,10 @@ SWA_DEVICE float lg2(float x) {
 #endif
 }
 
-// tanh(x), on a card with a relative error up to 2^-11.
+// tanh(x) with a relative error up to 2^-11.
 SWA_DEVICE float tanh_approx(float x) {
 #if SWA_EMULATED
-  return std::tanh(x);
+  return emu::tanh_approx(x);
 #else
   float y;
   asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
