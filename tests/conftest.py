@@ -79,6 +79,6 @@ def pytest_terminal_summary(terminalreporter):
     """How close each backend's results came to their error bounds."""
     for name, tightness in sorted(compare.seen.items()):
         terminalreporter.write_line(
-            f"{name}: {tightness.elements:,} results within their bounds; the largest error was "
+            f"{name}: {tightness.results:,} results within their bounds; the largest error was "
             f"{tightness.out:.2f} of its bound for out, {tightness.lse:.2f} for lse"
         )

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "kvcache": {"torch", "numpy", "xxhash", "redis", ".ops"},  # the last two third-party ones are optional extras
     "runner": {"torch", "numpy", "safetensors", ".attention", ".kvcache", ".ops"},
     "replay": {"torch", ".kvcache", ".runner"},
-    "testing": {"torch", "numpy", ".reference", ".ops"},
+    "testing": {"torch", "numpy", ".reference", ".ops", ".backends", ".native"},  # whose roundings a comparison allows
     "info": {"torch", "numpy", "triton", ".backends", ".native", ".version"},
     "version": set(),
     "__init__": {".ops", ".backends", ".attention", ".version"},

@@ -23,13 +23,13 @@ class OnCard:
     """
 
     def __init__(self, name: str, load: Callable[[str], ModuleType], device: str = "cuda"):
-        self._name, self._load, self._device = name, load, torch.device(device)
+        self.name, self._load, self._device = name, load, torch.device(device)
 
     def lacks(self, case: object) -> str | None:
-        return self._load(self._name).lacks(dataclasses.replace(case, backend=self._name, device=self._device.type))
+        return self._load(self.name).lacks(dataclasses.replace(case, backend=self.name, device=self._device.type))
 
     def __getattr__(self, op: str) -> Callable[..., None]:
-        run = getattr(self._load(self._name), op)
+        run = getattr(self._load(self.name), op)
 
         def run_there(*args: object, **options: object) -> None:
             moved = _Moved(self._device)

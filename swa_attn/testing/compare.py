@@ -8,17 +8,18 @@ from torch import Tensor
 
 from .. import backends, reference
 from .bounds import Bounds, attention_bounds
+from .card import OnCard
 from .cases import Inputs
 from .roundings import Roundings, roundings_of
 
 
 @dataclass
 class Tightness:
-    """The largest error seen, in units of its bound."""
+    """The largest errors of some results, in units of their bounds."""
 
     out: float = 0.0
     lse: float = 0.0
-    elements: int = 0
+    results: int = 0
 
 
 seen: defaultdict[str, Tightness] = defaultdict(Tightness)  # per backend, of every comparison in this process
@@ -34,9 +35,10 @@ def oracle(inputs: Inputs, dtype: torch.dtype = torch.float64) -> tuple[Tensor, 
 
 
 def ran(inputs: Inputs) -> str:
-    """The backend that runs prefill on these inputs now: `cpu`, `emulated`; a card's by the name of its kernels."""
+    """The backend that runs prefill on these inputs now; one on a card by the name of its kernels."""
     name = backends.choose_name("prefill", inputs.q, inputs.k_cache, inputs.v_cache.shape[3])
-    return name.removesuffix(" on the card")
+    module = backends.load(name)
+    return module.name if isinstance(module, OnCard) else name
 
 
 def assert_close_to_oracle(
@@ -49,14 +51,12 @@ def assert_close_to_oracle(
     backend = backend or ran(inputs)
     roundings = roundings or roundings_of(backend, inputs.q.dtype, inputs.k_cache.dtype)
     bounds = attention_bounds(*inputs.prefill_args, **inputs.options, roundings=roundings)
-    assert_within(bounds, oracle(inputs), (out, lse), backend, str(inputs.case))
+    remember(backend, assert_within(bounds, oracle(inputs), (out, lse), f"{inputs.case} on {backend}"))
 
 
-def assert_within(
-    bounds: Bounds, exact: tuple[Tensor, Tensor], got: tuple[Tensor, Tensor], backend: str, what: str
-) -> None:
-    """Compare out and lse with the exact ones; remembers in `seen[backend]` how close they came to their bounds."""
-    tightness = seen[backend]
+def assert_within(bounds: Bounds, exact: tuple[Tensor, Tensor], got: tuple[Tensor, Tensor], what: str) -> Tightness:
+    """Compare out and lse with the exact ones, `what` naming them in the message."""
+    shares = []
     for name, mine, expected, allowed in zip(("out", "lse"), got, exact, (bounds.out, bounds.lse), strict=True):
         mine = mine.reshape(expected.shape).double()
         error = (mine - expected).abs()
@@ -68,9 +68,17 @@ def assert_within(
                 for i in wrong[:5].tolist()
             ]
             raise AssertionError(
-                f"{name} of {what} on {backend}: {len(wrong)} of {same.numel()} elements are outside their bounds\n"
+                f"{name} of {what}: {len(wrong)} of {same.numel()} elements are outside their bounds\n"
                 + "\n".join(lines)
             )
         share = torch.where((allowed > 0) & torch.isfinite(error), error / allowed, 0.0)
-        setattr(tightness, name, max(getattr(tightness, name), share.max().item() if share.numel() else 0.0))
-        tightness.elements += share.numel()
+        shares.append(share.max().item() if share.numel() else 0.0)
+    return Tightness(*shares, results=got[0].numel())
+
+
+def remember(backend: str, tightness: Tightness) -> None:
+    """For the report at the end of the tests."""
+    so_far = seen[backend]
+    seen[backend] = Tightness(
+        max(so_far.out, tightness.out), max(so_far.lse, tightness.lse), so_far.results + tightness.results
+    )

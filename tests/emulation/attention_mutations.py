@@ -87,6 +87,23 @@ ATTENTION_MUTATIONS = (
     ),
     ("scales: of page 0", LOADER, "int64_t(page_of(key)) * p_.num_kv_heads + kv_head_", "kv_head_"),
     ("scales: K's ignored", SCORES, "x * factor : x", "x : x"),
+    # numbers
+    (
+        "weights: rounded twice",
+        SOFTMAX,
+        "    p[i] =\n        ptx::pack_half<Traits::kHalf>(s[n][2 * r] * factor[n][0], s[n][2 * r + 1] * factor[n][1]);",
+        "    const uint32_t once = ptx::pack_half<Traits::kHalf>(s[n][2 * r] * factor[n][0] * 1.5f,\n"
+        "                                                        s[n][2 * r + 1] * factor[n][1] * 1.5f);\n"
+        "    p[i] = ptx::pack_half<Traits::kHalf>(ptx::half_low<Traits::kHalf>(once) / 1.5f,\n"
+        "                                         ptx::half_high<Traits::kHalf>(once) / 1.5f);",
+    ),
+    (
+        "lse: off by 1e-4",
+        RESULTS,
+        "(row_max + ptx::lg2(row_sum)) * kLn2};",
+        "(row_max + ptx::lg2(row_sum)) * kLn2 + 1e-4f};",
+    ),
+    ("sink: counted twice", RESULTS, "    denominator += ptx::ex2(", "    denominator += 2.f * ptx::ex2("),
     ("scales: V's ignored", SOFTMAX, "s[n][2 * r] * factor[n][0]", "s[n][2 * r]"),
     # arithmetic
     (

@@ -28,12 +28,17 @@ ATTENTION = tuple(
         "emulation/test_attention_kernels",
         "ops/test_attention",
         "ops/test_invariance",
+        "ops/test_error_bounds",
         "emulation/test_attention_counters",
     )
 )
 SM90_SWA_PREFILL = ("tests/emulation/test_sm90_swa_prefill.py", "tests/ops/test_attention.py")
 SM90_DECODE = ("tests/emulation/test_sm90_decode.py", "tests/ops/test_attention.py")
-SM90_PREFILL = ("tests/emulation/test_sm90_prefill.py", "tests/ops/test_attention.py")
+SM90_PREFILL = (
+    "tests/emulation/test_sm90_prefill.py",
+    "tests/ops/test_attention.py",
+    "tests/ops/test_error_bounds.py",
+)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,16 @@ RING, LOADER, PRODUCT = "attention/tile_ring.cuh", "attention/tile_loader.cuh", 
 QUERIES = "attention/query_box.cuh"
 
 SM90_PREFILL_MUTATIONS = (
+    (
+        "wgmma: weights rounded twice",
+        PRODUCT,
+        "  for (int i = 0; i < 4; ++i) p[i] = ptx::pack_half<Traits::kHalf>(s[2 * i], s[2 * i + 1]);",
+        "  for (int i = 0; i < 4; ++i) {\n"
+        "    const uint32_t once = ptx::pack_half<Traits::kHalf>(s[2 * i] * 1.5f, s[2 * i + 1] * 1.5f);\n"
+        "    p[i] = ptx::pack_half<Traits::kHalf>(ptx::half_low<Traits::kHalf>(once) / 1.5f,\n"
+        "                                         ptx::half_high<Traits::kHalf>(once) / 1.5f);\n"
+        "  }",
+    ),
     # synchronization
     ("sm90_prefill: tiles are loaded over tiles in use", RING, "parity(use) ^ 1", "parity(use)"),
     ("sm90_prefill: nobody waits for room", RING, "ptx::mbarrier_wait(empty(use), parity(use) ^ 1);", ""),

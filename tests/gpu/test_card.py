@@ -63,7 +63,7 @@ def assert_right(backend, got, b, window, sinks=None, cu_seqlens_q=None):
     bounds = attention_bounds(
         q, *where, cu_seqlens_q, **options, roundings=roundings_of(backend, q.dtype, b.k_cache.dtype)
     )
-    assert_within(bounds, exact, got, backend, "a batch on the card")
+    assert_within(bounds, exact, got, f"a batch on {backend}")
 
 
 @pytest.mark.parametrize("window", [1, 128, 700, None])
