@@ -3,6 +3,7 @@ backend's own roundings make them."""
 
 import importlib
 import importlib.util
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from swa_attn import reference
 from swa_attn.testing import AttentionCase, Inputs, assert_close_to_oracle, build, oracle
 from swa_attn.testing.bounds import Bounds, attention_bounds
 from swa_attn.testing.compare import assert_within, ran
-from swa_attn.testing.roundings import Rounding, Roundings, roundings_of
+from swa_attn.testing.roundings import EXP, LOG, TANH_BY_EXP, Rounding, Roundings, roundings_of
 
 HALVES = (torch.bfloat16, torch.float16)
 CASE = AttentionCase(seqs=((5, 60), (1, 23)), window=17, page_size=8, head_dim=64, v_head_dim=64, sinks=True)
@@ -178,3 +179,23 @@ def test_triton_rounding_weights_twice_is_found(monkeypatch, dtype):
     monkeypatch.setattr(importlib.import_module("swa_attn.triton.attend"), "rounded", rounding_twice.rounded_twice)
     with swa_attn.use_backend("triton"), pytest.raises(AssertionError, match="out of"):
         assert_close_to_oracle(inputs, *attend(inputs))
+
+
+@pytest.mark.parametrize("signs", list(itertools.product((-1, 1), repeat=3)))
+def test_tanh_by_exponentials_is_within_its_error(signs):
+    """The CUDA kernels' softcap in float32, with every approximate instruction as wrong as PTX lets it be."""
+    x = torch.cat([torch.linspace(-40, 40, 400_001), torch.logspace(-9, 0, 100_001)]).float()
+    log2_e = torch.tensor(1.4426950408889634)
+
+    def ex2(y: torch.Tensor, sign: int) -> torch.Tensor:
+        return (torch.exp2(y.double()) * (1 + sign * EXP)).float()
+
+    def lg2(y: torch.Tensor, sign: int) -> torch.Tensor:
+        exact = torch.log2(y.double())
+        return (exact + sign * LOG * torch.where((y > 0.5) & (y < 2), 1.0, exact.abs())).float()
+
+    got = 1 - ex2(1 - lg2(ex2(2 * log2_e * x, signs[0]) + 1, signs[1]), signs[2])
+    error = (got.double() - torch.tanh(x.double())).abs().max().item()
+    assert error < TANH_BY_EXP
+    if len(set(signs)) == 1:  # all the same way: no wider than it must be, within a factor
+        assert error > TANH_BY_EXP / 8
