@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from .hashing import check_secret
 from .planner import Planner
 from .pool import PageAccountingError, PagePool
 from .prefix_cache import Match, PrefixCache, WritePolicy
@@ -37,12 +38,16 @@ class SequencePages:
         planner: Planner | None = None,
         write_policy: WritePolicy = WritePolicy.THROUGH,
         host_pages_usable: bool = False,
+        lower_dtype: torch.dtype | None = None,
+        hash_key: bytes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.groups = tuple(groups)
         self.page_size = page_size
         self.dtype = dtype
         self.fingerprint = fingerprint
+        self.lower_dtype = lower_dtype
+        self._hash_key = check_secret("hash_key", hash_key)
         self.enable_prefix_cache = enable_prefix_cache
         self.policy = policy or SnapshotPolicy()
         self.planner = planner or Planner()
