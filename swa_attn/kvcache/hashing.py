@@ -16,7 +16,6 @@ from .encoding import encode, text
 from .spec import GroupSpec
 
 DIGEST_BYTES = 31  # and a group's number in front make the longest key of a store
-MIN_SECRET_BYTES, MAX_SECRET_BYTES = 16, 64
 
 
 def namespace_digest(
@@ -65,7 +64,7 @@ def page_digest(parent: bytes, tokens: Sequence[int], key: bytes = b"") -> bytes
 
 def chain_digests(parent: bytes, tokens: Sequence[int], page_size: int, key: bytes = b"") -> Iterator[bytes]:
     """The names of all full pages of `tokens`, in order."""
-    ids = memoryview(token_ids(tokens)).cast("B")
+    ids = token_ids(tokens).tobytes()
     size = 8 * page_size
     for start in range(0, len(ids) - size + 1, size):
         parent = _digest(b"swa page", parent + ids[start : start + size], key)
@@ -75,17 +74,6 @@ def chain_digests(parent: bytes, tokens: Sequence[int], page_size: int, key: byt
 def token_ids(tokens: Sequence[int]) -> "array[int]":
     """64 bits for each, by value: from bytes too, which `array` by itself takes for the memory of another array."""
     return array("q", tokens if isinstance(tokens, list | tuple) else list(tokens))
-
-
-def check_secret(name: str, secret: bytes | None) -> bytes:
-    """The secret, or b"" for None. Raises TypeError or ValueError, and never shows it."""
-    if secret is None:
-        return b""
-    if not isinstance(secret, bytes):
-        raise TypeError(f"{name}: expected bytes or None, got {type(secret).__name__}")
-    if not MIN_SECRET_BYTES <= len(secret) <= MAX_SECRET_BYTES:
-        raise ValueError(f"{name}: expected {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes, got {len(secret)}")
-    return secret
 
 
 def _digest(purpose: bytes, data: bytes, key: bytes = b"") -> bytes:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from .hashing import check_secret
 from .planner import Planner
 from .pool import PageAccountingError, PagePool
 from .prefix_cache import Match, PrefixCache, WritePolicy
+from .secret_keys import check_secret
 from .sequence import ABSENT, KVSequence, PrefixKey
 from .shelf import Shelf
 from .sizing import working_set
