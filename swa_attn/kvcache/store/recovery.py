@@ -12,7 +12,8 @@ _SLOTS_PER_TASK = 128
 
 
 def find_records(segments: Iterable[Segment], workers: int, mac_key: bytes) -> tuple[list[Entry], int]:
-    """Oldest first; and how many slots had forged headers. Slots whose header cannot be read, is damaged or belongs elsewhere have no record."""
+    """Oldest first; and how many slots had forged headers. Slots whose header cannot be read, is damaged or belongs
+    elsewhere have no record."""
     tasks = [
         (segment, range(first, min(first + _SLOTS_PER_TASK, segment.format.num_slots)))
         for segment in segments
