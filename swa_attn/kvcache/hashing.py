@@ -47,7 +47,7 @@ def layout_digest(
 
 
 def _group_fields(group: GroupSpec) -> tuple:
-    layers = tuple(map(_int, group.layers))
+    layers = array("q", group.layers).tobytes()
     sizes = _int(group.num_kv_heads), _int(group.head_dim), _int(group.v_head_dim)
     return text("group", group.name), layers, *sizes, None if group.window is None else _int(group.window)
 
