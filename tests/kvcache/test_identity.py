@@ -215,6 +215,17 @@ def test_a_bad_secret_is_refused_without_being_shown(key, error):
     assert not key or str(key) not in str(raised.value)
 
 
+def test_what_was_rounded_below_the_device_has_another_name():
+    """A shared store must not give an exact cache the pages of one that keeps float8."""
+    names = set()
+    for below in (None, torch.float8_e4m3fn):
+        with KVCache(
+            (FULL,), 4, {"full": 2}, torch.float32, "cpu", "m", lower=LowerTiers({"full": 2}, dtype=below)
+        ) as cache:
+            names.add(cache.key(range(8)).digests)
+    assert len(names) == 2
+
+
 class NoStore:
     """Nothing of it may be used."""
 

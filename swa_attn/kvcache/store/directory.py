@@ -21,7 +21,7 @@ class Directory:
         self._options = options
         self._io = io
         self.segments: tuple[Segment, ...] = ()
-        self.left_alone: Counter[str] = Counter()  # replaced as well
+        self._left_alone: dict[Path, str] = {}  # replaced as well; why
         self._lost_bytes = 0  # of segments that were left alone
 
     @property
@@ -37,6 +37,11 @@ class Directory:
         """Those whose path leads to another file by now, or to none."""
         return [segment for segment in self.segments if not segment.file.in_place()]
 
+    @property
+    def left_alone(self) -> dict[str, int]:
+        """How many files of a segment's name are not used, by reason, as of the last look."""
+        return dict(Counter(self._left_alone.values()))
+
     def drop(self, segment: Segment) -> None:
         self.segments = tuple(other for other in self.segments if other is not segment)
 
@@ -44,15 +49,15 @@ class Directory:
         """Opens the segments not known yet, taking over what nobody holds, and makes what is missing; returns both. What
         is not a segment, or cannot be opened, is left alone. Raises OSError if the directory itself cannot be used."""
         before, known = set(self.segments), self._paths()
-        left_alone: Counter[str] = Counter()
+        left_alone: dict[Path, str] = {}
         self._lost_bytes = 0
         if not self._options.read_only:
             self._io.make_directory(self.path)
         for name in sorted(self._io.names(self.path)):
             path = self.path / name
             if path.match(PATTERN) and path not in known and (kind := self._open(path)) is not None:
-                left_alone[kind] += 1
-        self.left_alone = left_alone
+                left_alone[path] = kind
+        self._left_alone = left_alone
         if not self._options.read_only:
             self._create()
         return [segment for segment in self.segments if segment not in before]
@@ -84,14 +89,14 @@ class Directory:
                 raise LeftAlone("many")
             segment = Segment.open(self._io, path, options, 0 if options.read_only else self._missing())
         except LeftAlone as error:
-            kind, nbytes = error.kind, error.nbytes
-            logger.warning("%s: left alone: %s", path, kind)
+            kind, nbytes, reason = error.kind, error.nbytes, error.kind
         except OSError as error:
-            kind, nbytes = "unreadable", options.segment_bytes
-            logger.warning("%s: left alone: %r", path, error)
+            kind, nbytes, reason = "unreadable", options.segment_bytes, repr(error)
         else:
             self.segments += (segment,)
             return None
+        if self._left_alone.get(path) != kind:  # not at every look
+            logger.warning("%s: left alone: %s", path, reason)
         self._lost_bytes += min(nbytes, options.segment_bytes)
         return kind
 

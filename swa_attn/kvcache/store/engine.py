@@ -201,7 +201,7 @@ class SlabEngine:
                 hits=self._counts["hits"],
                 hit_bytes=self._counts["hit_bytes"],
                 misses=dict(self._misses),
-                left_alone=dict(self._directory.left_alone),
+                left_alone=self._directory.left_alone,
                 forged_headers=self._counts["forged"],
                 evictions=self._index.evictions,
                 records=self._index.count(space),

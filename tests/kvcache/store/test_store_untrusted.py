@@ -310,10 +310,14 @@ def test_links_are_not_followed_even_to_segments(tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"x", b"precious " * 5000, bytes(20) + b"x", b"SWAKVSE", b"SWAKVREC" + bytes(5000)])
-def test_somebody_elses_file_is_not_overwritten(tmp_path, data):
+def test_somebody_elses_file_is_not_overwritten(tmp_path, data, caplog):
     segment_path(tmp_path).write_bytes(data)
     with open_store(tmp_path) as store:
-        assert store.stats().left_alone == {"foreign": 1}
+        files = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            within(10, store.refresh)
+        assert store.stats().left_alone == {"foreign": 1} and len(os.listdir("/proc/self/fd")) == files
+        assert caplog.text.count("segment-000000.slab: left alone: foreign") == 1
         works(store)
     assert segment_path(tmp_path).read_bytes() == data
 
