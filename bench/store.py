@@ -7,7 +7,7 @@ others is never the same twice; the table has medians over the rounds, and as ra
 rounds. All have the same number of operations in flight, the time of writing includes the final fdatasync, and reads are
 cold and in random order. fio runs with two engines, psync (threads) and io_uring; the one that is better over all rounds
 counts. Without fio, a loop of O_DIRECT calls from a pool of threads stands in. What the store reads is compared with what
-was written, outside the measured time; it verifies its checksums within it.
+was written, outside the measured time; it verifies its checksums, and in one of its rows its signatures, within it.
 
 Caches of other projects take part where their packages can be imported: SGLang's file backend, called from the same number
 of threads, and LMCache's file adapter with O_DIRECT, run and timed by `lmcache bench l2` (which does not sync).
@@ -94,11 +94,12 @@ def key(i: int) -> bytes:
     return i.to_bytes(16, "little")
 
 
-def slab(directory: Path, payloads: Payloads) -> Rates:
+def slab(directory: Path, payloads: Payloads, mac_key: bytes | None = None) -> Rates:
     stride = payloads.size + ALIGNMENT
     segment = min(1 << 30, ALIGNMENT + stride * payloads.count)
     capacity = segment * -(-payloads.count // ((segment - ALIGNMENT) // stride))
-    options = SlabOptions(capacity, segment, (payloads.size,), workers=IN_FLIGHT, max_writers=IN_FLIGHT)
+    writers = {"workers": IN_FLIGHT, "max_writers": IN_FLIGHT}
+    options = SlabOptions(capacity, segment, (payloads.size,), **writers, mac_key=mac_key)
     with SlabStore(directory, options, namespace=b"bench") as store:
 
         def write() -> None:
@@ -273,6 +274,7 @@ def contestants() -> dict[str, Callable[[Path, Payloads], Rates]]:
     found |= {
         "O_DIRECT loop": direct_loop,
         "slab store": slab,
+        "slab store, signed": functools.partial(slab, mac_key=bytes(32)),
         "file per object, O_DIRECT": functools.partial(file_per_object, direct=True),
         "file per object, buffered": functools.partial(file_per_object, direct=False),
     }

@@ -88,11 +88,14 @@ class KVCache(SequenceCache):
         page_size: token slots per page, the same in all pools.
         num_pages: device pages of each group, by name.
         dtype, device: of the pools.
-        fingerprint: names whatever decides the contents of K and V (weights, value scale, rotary settings).
+        fingerprint: names whatever decides the contents of K and V (weights, value scale, rotary settings). A cache with a
+            store must have one, because the store outlives the model in this process and may serve others.
         enable_prefix_cache: False keeps nothing after a sequence has ended.
         policy: where window snapshots are taken.
         planner: chooses what to do with a hit. None: one that rebuilds no windows, because that takes a model that can.
         lower: the tiers below the device, or None.
+        hash_key: a secret of 16 to 64 bytes that goes into the names of pages. Caches that share a store find each other's
+            pages only with the same one. None: names that everybody can compute.
 
     Not thread-safe. `close` it, or use it in a `with` statement, when it has lower tiers.
     """
@@ -110,8 +113,10 @@ class KVCache(SequenceCache):
         policy: SnapshotPolicy | None = None,
         planner: Planner | None = None,
         lower: LowerTiers | None = None,
+        hash_key: bytes | None = None,
     ) -> None:
         check_groups(groups, num_pages)
+        check_fingerprint(fingerprint, lower)
         if page_size < 1:
             raise ValueError(f"KVCache: page_size must be at least 1, got {page_size}")
         planner = planner or Planner(rebuild=False)
@@ -146,6 +151,8 @@ class KVCache(SequenceCache):
             planner=planner,
             write_policy=WritePolicy.THROUGH if lower is None else lower.write_policy,
             host_pages_usable=usable,
+            lower_dtype=None if lower is None else lower.dtype,
+            hash_key=hash_key,
         )
         self.layers = LayerCaches({n: self._layer(n, usable) for g in groups for n in g.layers}, self.mover)
 
@@ -205,7 +212,26 @@ class KVCache(SequenceCache):
             shelves.append(Shelf(Tier(tier), pools, budgets[tier]))
         mover = InstantMover()
         return SequenceCache(
-            groups, page_size, shelves, mover, dtype, "", policy=policy, planner=planner, write_policy=write_policy
+            groups,
+            page_size,
+            shelves,
+            mover,
+            dtype,
+            "",
+            policy=policy,
+            planner=planner,
+            write_policy=write_policy,
+            lower_dtype=lower_dtype,
+        )
+
+
+def check_fingerprint(fingerprint: str, lower: LowerTiers | None) -> None:
+    """Raises TypeError unless it is a str, and ValueError if it is empty above a store."""
+    if not isinstance(fingerprint, str):
+        raise TypeError(f"KVCache: fingerprint must be a str, got {type(fingerprint).__name__}")
+    if not fingerprint and lower is not None and lower.store is not None:
+        raise ValueError(
+            "KVCache: fingerprint must name the model above a store, or the KV of other weights would be served; got ''"
         )
 
 

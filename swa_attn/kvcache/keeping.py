@@ -25,7 +25,7 @@ class Keeping(SequencePages):
         while len(names) < finished:
             start = (len(names) - len(given)) * self.page_size
             parent = names[-1] if names else sequence.key.namespace
-            names.append(page_digest(parent, sequence.tail[start : start + self.page_size]))
+            names.append(page_digest(parent, sequence.tail[start : start + self.page_size], self._hash_key))
 
     def _keep_finished(self, sequence: KVSequence) -> None:
         """Put finished pages into the tree, stopping on the way where a snapshot is wanted."""

@@ -26,17 +26,30 @@ class SequenceCache(Resuming):
     Args:
         groups: distinct names, disjoint layers.
         shelves: the pools of each tier, in the order of `groups`; the device's first.
-        dtype, fingerprint: see `KVCache`.
+        dtype, fingerprint, hash_key: see `KVCache`.
+        lower_dtype: of the full group's pages below the device, if that is another.
 
     Not thread-safe.
     """
 
     def key(self, tokens: Sequence[int], salt: str = "") -> PrefixKey:
-        """Name the full pages of a prompt; `salt` separates tenants. Raises ValueError for an empty prompt."""
-        if not tokens:
+        """Name the full pages of a prompt; `salt` separates tenants.
+
+        Raises ValueError for an empty prompt, and TypeError for tokens that are no integers or a salt that is no str.
+        """
+        if not len(tokens):
             raise ValueError("KVCache.key: tokens must hold at least one token, got none")
-        namespace = namespace_digest(self.fingerprint, self.groups, self.page_size, self.dtype, salt)
-        return PrefixKey(namespace, tuple(chain_digests(namespace, tokens, self.page_size)), len(tokens))
+        namespace = namespace_digest(
+            self.fingerprint,
+            self.groups,
+            self.page_size,
+            self.dtype,
+            salt,
+            lower_dtype=self.lower_dtype,
+            key=self._hash_key,
+        )
+        digests = chain_digests(namespace, tokens, self.page_size, self._hash_key)
+        return PrefixKey(namespace, tuple(digests), len(tokens))
 
     def fits(self, num_tokens: int) -> str | None:
         """Why a sequence of `num_tokens` tokens could not run even alone in the cache, or None."""

@@ -8,6 +8,7 @@ import torch
 from .planner import Planner
 from .pool import PageAccountingError, PagePool
 from .prefix_cache import Match, PrefixCache, WritePolicy
+from .secret_keys import check_secret
 from .sequence import ABSENT, KVSequence, PrefixKey
 from .shelf import Shelf
 from .sizing import working_set
@@ -37,12 +38,16 @@ class SequencePages:
         planner: Planner | None = None,
         write_policy: WritePolicy = WritePolicy.THROUGH,
         host_pages_usable: bool = False,
+        lower_dtype: torch.dtype | None = None,
+        hash_key: bytes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.groups = tuple(groups)
         self.page_size = page_size
         self.dtype = dtype
         self.fingerprint = fingerprint
+        self.lower_dtype = lower_dtype
+        self._hash_key = check_secret("hash_key", hash_key)
         self.enable_prefix_cache = enable_prefix_cache
         self.policy = policy or SnapshotPolicy()
         self.planner = planner or Planner()

@@ -4,6 +4,7 @@ from .checkpoint import CheckpointError
 from .config import ModelConfig
 from .engine import Engine
 from .fields import ConfigError
+from .fingerprint import model_fingerprint
 from .loader import load_model
 from .request import Completion
 from .sampler import SamplingParams, sample
@@ -18,5 +19,6 @@ __all__ = [
     "SamplingParams",
     "Usage",
     "load_model",
+    "model_fingerprint",
     "sample",
 ]

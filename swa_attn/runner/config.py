@@ -9,13 +9,16 @@ a value that would change the mathematics, is an error: docs/models/mimo.md list
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from ..kvcache.encoding import encode, text
 from ..kvcache.spec import GroupSpec
 from .fields import ConfigError, Fields
+from .fingerprint import config_fields
 from .presets import PRESETS
 
 FULL, SWA = "full", "swa"
@@ -142,9 +145,9 @@ class ModelConfig:
 
         All fields of the configuration are in it (rotary settings, sinks, value scale, layer map, block scales), and
         `weights`, which names the checkpoint and its revision: two checkpoints of one configuration must not meet.
+        `runner.model_fingerprint` reads the weights themselves instead of trusting a name.
         """
-        fields = {**vars(self), "weights": weights}
-        return repr(sorted((name, repr(value)) for name, value in fields.items()))
+        return sha256(encode("config", config_fields(self), text("weights", weights))).hexdigest()
 
     @classmethod
     def preset(cls, name: str, *, mimo_window: WindowReading = "size_plus_self") -> "ModelConfig":

@@ -65,6 +65,10 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="swa_attn_demo_") as folder, ExitStack() as stack:
         lower = _lower_tiers(config, pages, Path(folder), stack, say)
         engine = stack.enter_context(_engine(model, pages, config, cached=True, lower=lower))
+        if lower.store is not None:
+            say(
+                f"on disk its KV is that of model {engine.cache.fingerprint[:16]}, the digest of configuration and weights"
+            )
         start = time.perf_counter()
         served = run_session(engine, workload, args, say, show=not args.json)
         seconds = time.perf_counter() - start

@@ -20,6 +20,7 @@ from ..kvcache import (
     SnapshotPolicy,
     pages_for_budget,
 )
+from .fingerprint import default_fingerprint
 from .request import Completion, FinishReason, Request
 from .sampler import SamplingParams, sample
 from .scheduler import Chunk, Scheduler
@@ -59,7 +60,9 @@ class Engine:
         enable_prefix_cache, policy, lower: see `KVCache`.
         planner: see `KVCache`; None: one that rebuilds windows if the model can (`rebuild_windows`).
         eos_token_ids: each ends every request that samples it.
-        fingerprint: names whatever decides the contents of K and V; see `KVCache`.
+        fingerprint: names whatever decides the contents of K and V; see `KVCache`. None: with a store, the digest of the
+            model's configuration and weights (`model_fingerprint`), computed here; without one, nothing.
+        hash_key: see `KVCache`.
         dtype, device: of the cache.
     """
 
@@ -78,7 +81,8 @@ class Engine:
         planner: Planner | None = None,
         lower: LowerTiers | None = None,
         eos_token_ids: Sequence[int] = (),
-        fingerprint: str = "",
+        fingerprint: str | None = None,
+        hash_key: bytes | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -99,11 +103,12 @@ class Engine:
             num_pages,
             dtype,
             device,
-            fingerprint,
+            default_fingerprint(model, lower) if fingerprint is None else fingerprint,
             enable_prefix_cache=enable_prefix_cache,
             policy=policy,
             planner=planner or Planner(rebuild=hasattr(model, "rebuild_windows")),
             lower=lower,
+            hash_key=hash_key,
         )
         self.scheduler = Scheduler(self.cache, max_tokens_per_step, max_num_seqs, self._rebuild_windows)
         self._ids = itertools.count()

@@ -62,7 +62,7 @@ def make_engine(store, *, device=40, host=60, swa=24, host_swa=24, model=Rebuild
         page_size=PAGE_SIZE,
         num_pages={"full": device, "swa5": swa},
         lower=LowerTiers({"full": host, "swa5": host_swa}, write_policy=write_policy, **disk),
-        **{"max_tokens_per_step": 64, "planner": MostReuse(deadline=60.0), **options},
+        **{"max_tokens_per_step": 64, "planner": MostReuse(deadline=60.0), "fingerprint": "chain", **options},
     )
 
 

@@ -24,6 +24,7 @@ class StoreStats:
     size        the record's payload has another length than the buffers
     corrupt     header or payload failed its checksum (torn, flipped, overwritten while it was read)
     foreign     a valid header of another record: its slot was reused by another process, or the write went astray
+    forged      undamaged, but not signed with this store's `mac_key`
     truncated   the file ended before the record did
     io_error    the system call failed
     late        the timeout passed before the read began
@@ -34,6 +35,18 @@ class StoreStats:
 
     `refused` says why a `put` gave False: full (no slot could be freed), too_large, busy, tripped, read_only, io_error,
     closed, internal.
+
+    `left_alone` says which files of a segment's name a slab store neither reads nor writes, as of its last look:
+
+    not_a_file  a symbolic link, a directory, a FIFO, a device
+    links       the file has another name as well
+    untrusted   the file belongs to another user, or others may write to it, and there is no `mac_key`
+    foreign     its beginning is neither a segment's nor empty
+    version     a segment of a later version of this store
+    bounds      a segment whose numbers make no sense: larger than the file and than what this store would make, or cut
+                into smaller slots than this store uses
+    many        one of more files than a store opens
+    unreadable  the system call failed
     """
 
     puts: int = 0  # records written, or found to be there already
@@ -45,6 +58,8 @@ class StoreStats:
     read_state: str = "closed"  # of the breakers: closed (healthy), open (tripped), half_open (one operation tries)
     write_state: str = "closed"
     # Of the slab store alone:
+    left_alone: dict[str, int] = field(default_factory=dict)
+    forged_headers: int = 0  # found in segments as they were opened, and ignored
     evictions: int = 0
     records: int = 0  # of this namespace and layout
     used_bytes: int = 0  # of this namespace and layout, with headers and padding

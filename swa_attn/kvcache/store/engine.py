@@ -40,7 +40,8 @@ class SlabEngine:
         self._index = Index()
         self._uncut: list[Segment] = []
         self._pending: dict[tuple[Space, bytes], Future[bool]] = {}
-        self._sequence = 0
+        self._sequence = 0  # of the last write
+        self._mac_key = options.mac_key or b""
         self._users: set[object] = set()
         self._refused: Counter[str] = Counter()
         self._misses: Counter[str] = Counter()
@@ -200,6 +201,8 @@ class SlabEngine:
                 hits=self._counts["hits"],
                 hit_bytes=self._counts["hit_bytes"],
                 misses=dict(self._misses),
+                left_alone=self._directory.left_alone,
+                forged_headers=self._counts["forged"],
                 evictions=self._index.evictions,
                 records=self._index.count(space),
                 used_bytes=self._index.used_bytes(space),
@@ -234,9 +237,8 @@ class SlabEngine:
             entry = None
             try:
                 with self._lock:
-                    self._sequence += 1
-                    sequence = self._sequence
-                entry = write_record(slot, space, key, sequence, transfer, staging)
+                    sequence = self._next_sequence()
+                entry = write_record(slot, space, key, sequence, transfer, staging, self._mac_key)
             except OSError as error:
                 self._blame(slot, error, permit)
                 raise
@@ -276,15 +278,22 @@ class SlabEngine:
             if error.errno == errno.EIO and not permit.probe:
                 self._forget(entry)
             raise
-        reason = damage(entry, transfer, staging, count)
+        reason = damage(entry, transfer, staging, count, self._mac_key)
         if reason is None:
             transfer.deliver()
         else:
             logger.info("%s, slot %d: %s", entry.slot.segment.file.path, entry.slot.number, reason)
-            with self._lock:
-                self._index.strike(entry.slot)
+            if reason != "forged":  # that is not the slot's fault
+                with self._lock:
+                    self._index.strike(entry.slot)
             self._forget(entry)
         return reason
+
+    def _next_sequence(self) -> int:
+        """From the clock, not from the records that were found: a number on the disk is anybody's, and there would be none
+        after the greatest."""
+        self._sequence = max(self._sequence + 1, time.time_ns())
+        return self._sequence
 
     def _forget(self, entry: Entry) -> None:
         with self._lock:
@@ -344,7 +353,7 @@ class SlabEngine:
         start = time.perf_counter()
         with self._files_lock:
             fresh = self._directory.populate()
-        records = find_records(fresh, self._options.workers)
+        records, forged = find_records(fresh, self._options.workers, self._mac_key)
         taken: dict[Segment, list[int]] = {segment: [] for segment in fresh}
         for entry in records:
             taken[entry.slot.segment].append(entry.slot.number)
@@ -356,9 +365,9 @@ class SlabEngine:
                 elif segment.owned:
                     self._uncut.append(segment)
             for entry in records:
-                self._sequence = max(self._sequence, entry.sequence)
                 other = self._index.find(entry.space, entry.key)
                 if entry.slot.owned or other is None or not other.slot.owned:
                     self._index.add(entry)
             self._counts["recovered"] += len(records)
+            self._counts["forged"] += forged
             self._recovery_seconds += time.perf_counter() - start

@@ -13,13 +13,14 @@ class FileIO:
     """Thin and without policy: each method is one system call, raises OSError, and may transfer less than asked."""
 
     def make_directory(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def names(self, directory: Path) -> list[str]:
         return os.listdir(directory)
 
     def open(self, path: Path, flags: int) -> int:
-        return os.open(path, flags | os.O_CLOEXEC, 0o600)
+        # A link is not followed, and a FIFO does not wait for somebody at its other end.
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
 
     def remove(self, path: Path) -> None:
         os.unlink(path)
@@ -35,17 +36,12 @@ class FileIO:
     def allocate(self, fd: int, nbytes: int) -> None:
         os.posix_fallocate(fd, 0, nbytes)
 
-    def size(self, fd: int) -> int:
-        return os.fstat(fd).st_size
+    def status(self, fd: int) -> os.stat_result:
+        return os.fstat(fd)
 
-    def is_at(self, fd: int, path: Path) -> bool:
-        """Whether the path still leads to the open file."""
-        try:
-            there = os.stat(path)
-        except FileNotFoundError:
-            return False
-        here = os.fstat(fd)
-        return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+    def status_at(self, path: Path) -> os.stat_result:
+        """Of what the path itself names: of a link, not of its target."""
+        return os.lstat(path)
 
     def read(self, fd: int, pieces: Sequence[Bytes], offset: int) -> int:
         return os.preadv(fd, pieces, offset)
@@ -89,11 +85,17 @@ class OpenFile:
     def allocate(self, nbytes: int) -> None:
         self._io.allocate(self._fd, nbytes)
 
-    def size(self) -> int:
-        return self._io.size(self._fd)
+    def status(self) -> os.stat_result:
+        return self._io.status(self._fd)
 
     def in_place(self) -> bool:
-        return self._io.is_at(self._fd, self.path)
+        """Whether the path still leads to the open file."""
+        try:
+            there = self._io.status_at(self.path)
+        except FileNotFoundError:
+            return False
+        here = self.status()
+        return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
     def sync(self) -> None:
         self._io.sync(self._fd)

@@ -187,7 +187,9 @@ class Index:
         return sum(1 for number in self._strikes.values() if number >= _MAX_STRIKES)
 
     def add_segment(self, segment: Segment, taken: Iterable[int] = ()) -> None:
-        """Frees all slots but the `taken` ones."""
+        """Frees all slots but the `taken` ones, if they are ours."""
+        if not segment.owned:
+            return
         held = set(taken)
         for number in range(segment.format.num_slots):
             if number not in held:

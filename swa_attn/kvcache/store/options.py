@@ -1,7 +1,8 @@
 """How a slab store is sized and when it gives up on its disk."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ..secret_keys import check_secret
 from .buffers import ALIGNMENT, round_up
 
 _MIN_PAYLOAD = 64 << 10
@@ -12,7 +13,8 @@ _STEPS_PER_DOUBLING = 8
 class SlabOptions:
     """`capacity_bytes` is what this process may own in the directory, in files of `segment_bytes`, all preallocated when
     the store is opened. `size_classes` are the payload sizes of slots; without them slots come in eight sizes per
-    doubling. Give the sizes of your pages, and nothing is wasted."""
+    doubling. Give the sizes of your pages, and nothing is wasted. `mac_key`: a secret of 16 to 64 bytes with which records
+    are signed; those of anybody else are misses, and segments that others may write to are read then."""
 
     capacity_bytes: int
     segment_bytes: int = 1 << 30
@@ -28,8 +30,10 @@ class SlabOptions:
     close_seconds: float = 30.0
     direct: bool = True  # O_DIRECT, where the file system has it
     read_only: bool = False
+    mac_key: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        check_secret("mac_key", self.mac_key)
         for name in ("capacity_bytes", "segment_bytes", "workers", "max_writers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
@@ -42,6 +46,16 @@ class SlabOptions:
         if self.capacity_bytes < self.segment_bytes and not self.read_only:
             message = f"expected at least one segment of {self.segment_bytes}, got {self.capacity_bytes}"
             raise ValueError(f"capacity_bytes: {message}")
+
+    @property
+    def smallest_payload(self) -> int:
+        """Of the slots that this process makes."""
+        return _MIN_PAYLOAD if self.size_classes is None else round_up(min(self.size_classes))
+
+    @property
+    def largest_segment(self) -> int:
+        """Bytes of the largest file that this process would take over."""
+        return max(self.segment_bytes, self.capacity_bytes)
 
     def slot_payload(self, nbytes: int) -> int | None:
         """The payload size of the slots for records of `nbytes`; None if they are too large for a segment."""

@@ -5,14 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 from .buffers import ALIGNMENT, aligned_empty
 from .index import Entry, Slot
-from .record import HEADER_BYTES, Header
+from .record import HEADER_BYTES, Header, read_header
 from .segment import Segment
 
 _SLOTS_PER_TASK = 128
 
 
-def find_records(segments: Iterable[Segment], workers: int) -> list[Entry]:
-    """Oldest first. Slots whose header cannot be read, is damaged or belongs elsewhere have no record."""
+def find_records(segments: Iterable[Segment], workers: int, mac_key: bytes) -> tuple[list[Entry], int]:
+    """Oldest first; and how many slots had forged headers. Slots whose header cannot be read, is damaged or belongs
+    elsewhere have no record."""
     tasks = [
         (segment, range(first, min(first + _SLOTS_PER_TASK, segment.format.num_slots)))
         for segment in segments
@@ -21,13 +22,15 @@ def find_records(segments: Iterable[Segment], workers: int) -> list[Entry]:
     ]
     executor = ThreadPoolExecutor(workers, thread_name_prefix="swa-store-scan")
     try:
-        found = [entry for entries in executor.map(lambda task: list(_scan(*task)), tasks) for entry in entries]
+        found = [x for some in executor.map(lambda task: list(_scan(*task, mac_key)), tasks) for x in some]
     finally:
         executor.shutdown(cancel_futures=True)
-    return sorted(found, key=lambda entry: entry.sequence)
+    records = [entry for entry in found if entry is not None]
+    return sorted(records, key=lambda entry: entry.sequence), len(found) - len(records)
 
 
-def _scan(segment: Segment, numbers: range) -> Iterator[Entry]:
+def _scan(segment: Segment, numbers: range, mac_key: bytes) -> Iterator[Entry | None]:
+    """None stands for a forged header."""
     block = aligned_empty(ALIGNMENT)
     for number in numbers:
         slot = Slot(segment, segment.format, number)
@@ -35,12 +38,14 @@ def _scan(segment: Segment, numbers: range) -> Iterator[Entry]:
             read = segment.file.read([block], slot.offset)
         except OSError:
             continue
-        header = Header.unpack(block[:HEADER_BYTES].tobytes()) if read == ALIGNMENT else None
-        if header is not None and belongs(header, slot):
+        header = read_header(block[:HEADER_BYTES].tobytes(), mac_key) if read == ALIGNMENT else "corrupt"
+        if header == "forged":
+            yield None
+        elif isinstance(header, Header) and belongs(header, slot):
             yield Entry(header.space, header.key, slot, header.length, header.sequence)
 
 
 def belongs(header: Header, slot: Slot) -> bool:
     """Whether the header was written for this slot of this formatting."""
     here = (slot.format.identity, slot.number)
-    return (header.segment, header.slot) == here and header.length <= slot.payload
+    return (header.segment, header.slot) == here and 1 <= header.length <= slot.payload

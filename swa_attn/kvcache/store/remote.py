@@ -8,14 +8,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..secret_keys import check_secret
 from .base import Buffer, Store, StoreStats, check_key, running
 from .breaker import Breaker, Permit
 from .buffers import Bytes, Staging, as_bytes
-from .record import HEADER_BYTES, Header, Space, checksum, require_xxhash
+from .record import HEADER_BYTES, VERSION, Header, Space, flaw_of_payload, read_header, require_xxhash
 from .workers import WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RemoteOptions:
-    """`slow_seconds` is also how long one request to the server may take, where the client can limit it."""
+    """`slow_seconds` is also how long one request to the server may take, where the client can limit it. `mac_key`: a
+    secret of 16 to 64 bytes with which records are signed; those of anybody else are misses."""
 
     workers: int = 8
     max_writers: int = 4
@@ -34,6 +36,10 @@ class RemoteOptions:
     backoff: float = 0.5
     max_backoff: float = 30.0
     close_seconds: float = 30.0
+    mac_key: bytes | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        check_secret("mac_key", self.mac_key)
 
 
 class RemoteStore(Store):
@@ -49,6 +55,7 @@ class RemoteStore(Store):
         self._where = where
         self._options = options = options or RemoteOptions()
         self._space = Space.of(namespace, layout)
+        self._mac_key = options.mac_key or b""
         self._lock = threading.Lock()
         self._refused: Counter[str] = Counter()
         self._misses: Counter[str] = Counter()
@@ -162,7 +169,7 @@ class RemoteStore(Store):
             self._disconnect()
 
     def _name(self, key: bytes) -> str:
-        return f"swa-{self._space.namespace.hex()}-{self._space.layout.hex()}-{key.hex()}"
+        return f"swa{VERSION}-{self._space.namespace.hex()}-{self._space.layout.hex()}-{key.hex()}"
 
     # On a worker thread
 
@@ -173,7 +180,8 @@ class RemoteStore(Store):
                 self._touch(name)
                 return None
             nbytes = sum(view.nbytes for view in views)
-            reason = self._send(name, Header(self._space, key, nbytes, checksum(views)).pack(), views)
+            header = Header.of(self._space, key, views, self._mac_key)
+            reason = self._send(name, header.pack(self._mac_key), views)
         if reason is None:
             with self._lock:
                 self._counts["put_bytes"] += nbytes
@@ -202,15 +210,12 @@ class RemoteStore(Store):
         return None
 
     def _damage(self, key: bytes, data: Bytes) -> str | None:
-        header = Header.unpack(data[:HEADER_BYTES].tobytes())
-        if header is None:
-            return "corrupt"
+        header = read_header(data[:HEADER_BYTES].tobytes(), self._mac_key)
+        if isinstance(header, str):
+            return header
         if (header.space, header.key) != (self._space, key):
             return "foreign"
-        payload = data[HEADER_BYTES:]
-        if header.length != payload.nbytes or header.checksum != checksum([payload]):
-            return "corrupt"
-        return None
+        return flaw_of_payload(header, [data[HEADER_BYTES:]], self._mac_key)
 
     def _guarded(self, operation: Callable[[], str | None]) -> str | None:
         """The reason why the operation failed, or None. A cache must not take its user down."""

@@ -32,7 +32,7 @@ class SlabStore(Store):
         io: FileIO | None = None,
     ) -> None:
         self._space, self._quota = Space.of(namespace, layout), _checked_quota(quota_bytes)
-        self._engine = SlabEngine(Path(path), options, io or FileIO())
+        self._engine = SlabEngine(Path(path).resolve(), options, io or FileIO())
         self._user = self._engine.opened()
 
     def sibling(self, *, namespace: bytes, layout: bytes = b"", quota_bytes: int | None = None) -> "SlabStore":

@@ -2,16 +2,17 @@
 
 from .buffers import ALIGNMENT, Staging, Transfer
 from .index import Entry, Slot
-from .record import HEADER_BYTES, Header, Space, checksum
+from .record import HEADER_BYTES, Header, Space, flaw_of_payload, read_header
 from .recovery import belongs
 
 
-def write_record(slot: Slot, space: Space, key: bytes, sequence: int, transfer: Transfer, staging: Staging) -> Entry:
+def write_record(
+    slot: Slot, space: Space, key: bytes, sequence: int, transfer: Transfer, staging: Staging, mac_key: bytes
+) -> Entry:
     """Header and payload in one system call. Raises OSError."""
     transfer.stage()
-    digest = checksum(transfer.payload())
-    header = Header(space, key, transfer.nbytes, digest, sequence, slot.format.identity, slot.number)
-    staging.header[:HEADER_BYTES] = memoryview(header.pack())
+    header = Header.of(space, key, transfer.payload(), mac_key, sequence, slot.format.identity, slot.number)
+    staging.header[:HEADER_BYTES] = memoryview(header.pack(mac_key))
     slot.segment.file.write([staging.header, *transfer.pieces], slot.offset)
     return Entry(space, key, slot, transfer.nbytes, sequence)
 
@@ -21,16 +22,14 @@ def read_record(entry: Entry, transfer: Transfer, staging: Staging) -> int:
     return entry.slot.segment.file.read([staging.header, *transfer.pieces], entry.slot.offset)
 
 
-def damage(entry: Entry, transfer: Transfer, staging: Staging, count: int) -> str | None:
+def damage(entry: Entry, transfer: Transfer, staging: Staging, count: int, mac_key: bytes) -> str | None:
     """What is wrong with the record that was read (see StoreStats.misses), or None."""
     if count < ALIGNMENT + transfer.nbytes:
         return "truncated"
-    header = Header.unpack(staging.header[:HEADER_BYTES].tobytes())
-    if header is None:
-        return "corrupt"
+    header = read_header(staging.header[:HEADER_BYTES].tobytes(), mac_key)
+    if isinstance(header, str):
+        return header
     expected = (entry.space, entry.key, entry.sequence)
     if (header.space, header.key, header.sequence) != expected or not belongs(header, entry.slot):
         return "foreign"
-    if header.length != transfer.nbytes or header.checksum != checksum(transfer.payload()):
-        return "corrupt"
-    return None
+    return flaw_of_payload(header, transfer.payload(), mac_key)

@@ -97,13 +97,13 @@ class FaultyIO(FileIO):
         self._enter("allocate")
         super().allocate(fd, nbytes)
 
-    def size(self, fd):
-        self._enter("size")
-        return super().size(fd)
+    def status(self, fd):
+        self._enter("status")
+        return super().status(fd)
 
-    def is_at(self, fd, path):
-        self._enter("is_at")
-        return super().is_at(fd, path)
+    def status_at(self, path):
+        self._enter("status_at")
+        return super().status_at(path)
 
     def sync(self, fd):
         self._enter("sync")

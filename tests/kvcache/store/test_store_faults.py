@@ -217,7 +217,7 @@ def test_a_gone_disk_trips_reads_and_comes_back(tmp_path):
         outcome = Outcome()
         for i in range(8):
             assert store.put(key_of(i), [content(key_of(i), LARGE)]).result(10)
-        calls = ("read", "write", "is_at", "names", "open", "make_directory")
+        calls = ("read", "write", "status_at", "names", "open", "make_directory")
         io.always.update(dict.fromkeys(calls, "EIO"))
         for i in range(8):
             assert not fetch(store, key_of(i), LARGE, outcome)

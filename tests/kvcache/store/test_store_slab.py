@@ -485,9 +485,10 @@ def test_truncated_files_are_misses_and_are_made_whole(tmp_path, keep):
         check_slots(store)
 
 
-@pytest.mark.parametrize("junk", [b"", b"x", bytes(SEGMENT), os.urandom(SEGMENT), b"SWAKVSEG" + os.urandom(500)])
+@pytest.mark.parametrize("junk", [b"", bytes(100), bytes(SEGMENT), b"SWAKVSEG" + os.urandom(500)])
 def test_files_without_a_valid_superblock_are_formatted(tmp_path, junk):
     (tmp_path / "segment-000000.slab").write_bytes(junk)
+    (tmp_path / "segment-000000.slab").chmod(0o600)
     (tmp_path / "notes.txt").write_bytes(b"not ours")
     with open_store(tmp_path) as store:
         assert all(put(store, i) for i in range(8)) and all(get(store, i) for i in range(8))
@@ -505,7 +506,7 @@ def test_files_of_a_later_version_are_left_alone(tmp_path, monkeypatch):
         assert not get(store, 0) and all(put(store, i) for i in range(8))
     cut = [file for file, data in zip(segments(tmp_path), before) if data.startswith(b"SWAKVSEG")]
     assert len(cut) == 1 and cut[0].read_bytes() in before
-    monkeypatch.setattr("swa_attn.kvcache.store.record.VERSION", 2)
+    monkeypatch.setattr(record_module, "VERSION", record_module.VERSION + 1)
     with open_store(tmp_path, replace(OPTIONS, capacity_bytes=4 * SEGMENT)) as store:
         assert store.stats().recovered_records == 0
 
