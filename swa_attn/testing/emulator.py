@@ -57,7 +57,6 @@ class Options:
 
     asynchrony: str = "lazy"  # when copies and wgmma land: "lazy" as late as allowed, "eager" at issue, "random"
     order: str = "forward"  # who runs next: "forward", "reverse", "random"
-    arithmetic: str = "exact"  # of ex2, lg2, tanh and tensor cores; as wrong as they may be: "above", "below", "edges"
     seed: int = 1
     race: bool = True  # races, missing waits and fences on shared memory
     cp_async_proxy: bool = True  # cp.async counts as a generic write in the proxy check
@@ -65,6 +64,7 @@ class Options:
     counters: bool = True
     workers: int = 1  # host threads
     bug: int = 0  # which planted mistake a test kernel makes
+    arithmetic: str = "exact"  # of ex2, lg2, tanh and tensor cores; as wrong as they may be: "above", "below", "edges"
 
 
 @dataclass(frozen=True)
