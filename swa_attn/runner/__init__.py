@@ -4,6 +4,7 @@ from .checkpoint import CheckpointError
 from .config import ModelConfig
 from .engine import Engine
 from .fields import ConfigError
+from .generation_config import GenerationConfig
 from .loader import load_model
 from .request import Completion
 from .sampler import SamplingParams, sample
@@ -14,6 +15,7 @@ __all__ = [
     "Completion",
     "ConfigError",
     "Engine",
+    "GenerationConfig",
     "ModelConfig",
     "SamplingParams",
     "Usage",
