@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from torch import Tensor
 
 from .json_file import read_json_object
-from .shown import in_one_line, listed, shown
+from .shown import in_one_line, listed, named, shown
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _MOST_INDEX_BYTES = 64 << 20  # MiMo-V2.6-Pro's names 160,000 tensors in 18 MB
@@ -96,7 +96,11 @@ class Checkpoint:
         if not self.directory.is_dir():
             raise CheckpointError(f"{self.directory} is not a folder with a checkpoint")
         pickles = sorted(f.name for f in self.directory.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        only = f", only {listed(pickles)}: pickles are not read, convert them to safetensors" if pickles else ""
+        only = (
+            f", only {listed(map(named, pickles))}: pickles are not read, convert them to safetensors"
+            if pickles
+            else ""
+        )
         raise CheckpointError(f"{self.directory} holds neither {SINGLE} nor {INDEX}{only}")
 
     def _open(self, file: str):
@@ -118,14 +122,15 @@ class Checkpoint:
         """Raise unless every tensor is in the file that the index says, and no file holds another."""
         for name, file in self._file_of.items():
             if name not in held[file]:
-                raise CheckpointError(f"{self.directory / file} does not hold {listed([name])}, as the index says")
+                raise CheckpointError(f"{self.directory / file} does not hold {named(name)}, as the index says")
         copies = Counter(name for names in held.values() for name in names)
         for problem, wrong in (
             ("hold several times", [name for name, count in copies.items() if count > 1]),
             ("hold and the index does not name", [name for name in copies if name not in self._file_of]),
         ):
             if wrong:
-                raise CheckpointError(f"{self.directory}: tensors that the shards {problem}: {listed(sorted(wrong))}")
+                names = listed(map(named, sorted(wrong)))
+                raise CheckpointError(f"{self.directory}: tensors that the shards {problem}: {names}")
 
 
 def _is_file_name(file: object) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .shown import listed, shown
+from .shown import listed, named, shown
 
 _REQUIRED = object()
 _LARGEST_FLOAT32 = float.fromhex("0x1.fffffep+127")
@@ -133,6 +133,6 @@ class Fields:
         unknown = sorted((f for f, v in self.raw.items() if f not in self.known and v is not None), key=str)
         if unknown:
             raise ConfigError(
-                f"{self.file}: unknown fields {listed(f'{self.prefix}{f}' for f in unknown)}: they may change what the "
+                f"{self.file}: unknown fields {listed(self.prefix + named(f) for f in unknown)}: they may change what the "
                 "model computes. If they do not, name them in ignore_fields"
             )

@@ -15,6 +15,7 @@ from .checkpoint import Checkpoint, CheckpointError
 from .config import ModelConfig, WindowReading
 from .generation_config import GenerationConfig
 from .models import MODELS
+from .shown import listed, named
 from .source import Source, check_fit
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,8 @@ def _report(source: Source, generation: GenerationConfig, strict: bool) -> None:
     if parts:
         logger.warning("%s: loading the text model; skipped: %s", folder, parts)
     if generation.not_applied:
-        logger.warning("%s: the sampler does not have: %s", folder / generation.FILE, ", ".join(generation.not_applied))
+        wishes = listed(map(named, generation.not_applied))
+        logger.warning("%s: the sampler does not have: %s", folder / generation.FILE, wishes)
 
 
 def _materialise(model: nn.Module, dtype: torch.dtype, device: torch.device | str) -> None:

@@ -3,7 +3,7 @@
 import reprlib
 from collections.abc import Iterable
 
-_MOST_NAMES = 20
+_MOST_LISTED = 20
 _MOST_CHARACTERS = 120
 
 
@@ -30,11 +30,11 @@ def named(name: object) -> str:
     return name if isinstance(name, str) and name.isprintable() and len(name) <= _MOST_CHARACTERS else shown(name)
 
 
-def listed(names: Iterable[object]) -> str:
-    """The first names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(map(named, names[:_MOST_NAMES])) + more
+def listed(items: Iterable[str]) -> str:
+    """The first items, and how many more there are. Foreign names in them have been `named`."""
+    items = list(items)
+    more = f" and {len(items) - _MOST_LISTED} more" if len(items) > _MOST_LISTED else ""
+    return ", ".join(items[:_MOST_LISTED]) + more
 
 
 def in_one_line(error: BaseException) -> str:

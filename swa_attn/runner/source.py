@@ -13,7 +13,7 @@ from torch import Tensor, float8_e4m3fn, nn
 
 from .checkpoint import Checkpoint, CheckpointError
 from .config import ModelConfig
-from .shown import listed
+from .shown import listed, named, shown
 from .text_part import SkippedPart, other_part, text_name
 from .weights import check_float8_scale, expand_float8, fused_qkv_rows, split_fused_qkv
 
@@ -106,9 +106,9 @@ class Source:
             return f"{_FLOAT8}, but config.json has no quantization_config"
         scale = name + _SCALE
         if scale not in self.checkpoint:
-            return f"{_FLOAT8} without {scale}"
+            return f"{_FLOAT8} without {named(scale)}"
         own = self.checkpoint.dtype(scale)
-        return None if own in _FLOATS else f"{_FLOAT8} with {scale} of {own}"
+        return None if own in _FLOATS else f"{_FLOAT8} with {named(scale)} of {own}"
 
     def _read(self, name: str) -> Tensor:
         weight = self.checkpoint.tensor(name)
@@ -145,20 +145,22 @@ def check_fit(source: Source, parameters: Mapping[str, nn.Parameter]) -> None:
         try:
             wanted = [destination.within(parameters) for destination in destinations]
         except LookupError:
-            problems["unexpected"].append(name)
+            problems["unexpected"].append(named(name))
             continue
         if reason := source.wrong_dtype(name):
-            problems["of an unreadable dtype"].append(f"{name} ({reason})")
+            problems["of an unreadable dtype"].append(f"{named(name)} ({reason})")
         try:
             shapes = source.shapes(name)
         except CheckpointError as error:
-            problems["of the wrong shape"].append(f"{name} ({error})")
+            problems["of the wrong shape"].append(f"{named(name)} ({error})")
             shapes = [tuple(part.shape) for part in wanted]
         for destination, expected, shape in zip(destinations, wanted, shapes, strict=True):
             seen[destination] += 1
             filled[destination.parameter] += expected.numel()
             if shape != tuple(expected.shape):
-                problems["of the wrong shape"].append(f"{name} ({list(shape)} for {list(expected.shape)})")
+                problems["of the wrong shape"].append(
+                    f"{named(name)} ({shown(list(shape))} for {list(expected.shape)})"
+                )
     problems["missing"] = [
         name if not filled[name] else f"{name} ({filled[name]} of {p.numel()} elements given)"
         for name, p in parameters.items()

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from .checkpoint import CheckpointError
 from .config import AttentionConfig
+from .shown import shown
 
 
 def fused_qkv_rows(shape: tuple[int, ...], attention: AttentionConfig, num_ranks: int) -> tuple[int, int, int]:
@@ -18,7 +19,7 @@ def fused_qkv_rows(shape: tuple[int, ...], attention: AttentionConfig, num_ranks
         )
     rows = a.num_q_heads * a.head_dim, a.num_kv_heads * a.head_dim, a.num_kv_heads * a.v_head_dim
     if len(shape) != 2 or shape[0] != sum(rows):
-        given = f"{shape[0]}" if len(shape) == 2 else f"a tensor of shape {list(shape)}"
+        given = f"{shape[0]}" if len(shape) == 2 else f"a tensor of shape {shown(list(shape))}"
         raise CheckpointError(f"a fused qkv_proj must have {sum(rows)} rows, got {given}")
     return rows
 
@@ -38,12 +39,12 @@ def check_float8_scale(
 ) -> None:
     """Raise CheckpointError unless a float8 weight of that shape, quantised in `num_ranks` parts, has a scale per block."""
     if len(shape) != 2:
-        raise CheckpointError(f"a float8 weight must be a matrix, got a tensor of shape {list(shape)}")
+        raise CheckpointError(f"a float8 weight must be a matrix, got a tensor of shape {shown(list(shape))}")
     expected = num_ranks * -(-(shape[0] // num_ranks) // block[0]), -(-shape[1] // block[1])
     if scale_shape != expected:
         raise CheckpointError(
             f"the scale of a float8 weight {list(shape)} in {num_ranks} parts must be of shape {list(expected)} for "
-            f"blocks of {list(block)}, got {list(scale_shape)}"
+            f"blocks of {list(block)}, got {shown(list(scale_shape))}"
         )
 
 
