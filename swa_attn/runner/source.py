@@ -62,7 +62,7 @@ class Source:
                 num_bytes[part] += checkpoint.num_bytes(name)
             elif not self._is_redundant(text_name(name)) and not self._is_scale(name):
                 self.names.append(name)
-        self.skipped = {part: SkippedPart(count, num_bytes[part]) for part, count in num_tensors.items()}
+        self.skipped = {part: SkippedPart(count, num_bytes[part]) for part, count in sorted(num_tensors.items())}
 
     def destinations(self, name: str) -> tuple[Destination, ...]:
         """Where the parts of tensor `name` go; a name with no rule of its own is the parameter's."""

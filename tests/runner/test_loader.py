@@ -130,6 +130,25 @@ def test_dtype(tmp_path, expected, dtype):
         assert p.dtype == own and torch.equal(p, expected[name].to(own)), name
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_the_router_is_float32_in_every_model(tmp_path, expected, stored):
+    """As stored if that is float32, else widened: a rounded copy would send tokens to other experts."""
+    tensors, config = hub_names(expected), {"torch_dtype": "bfloat16"}
+    name = "model.layers.1.mlp.gate.weight"
+    tensors[name] = (tensors[name] + 2**-12).to(stored)  # not a bfloat16
+    if stored == torch.float8_e4m3fn:
+        tensors[name + "_scale_inv"] = torch.full((1, 2), 0.3)
+        config["quantization_config"] = QUANTIZATION
+    write(tmp_path, tensors, **config)
+    gate = load_model(tmp_path).model.layers[1].mlp.gate
+    value = tensors[name].float() * (0.3 if stored == torch.float8_e4m3fn else 1)
+    assert gate.weight.dtype == gate.e_score_correction_bias.dtype == torch.float32
+    assert torch.equal(gate.weight, value)
+    x = torch.randn(300, 32, generator=torch.Generator().manual_seed(1)).bfloat16()
+    scores = (x.double() @ value.double().T).sigmoid() + gate.e_score_correction_bias.double()
+    assert torch.equal(gate(x)[0].sort(1).values, scores.topk(2, dim=1).indices.sort(1).values)
+
+
 def test_the_configs_dtype_is_the_default(tmp_path, expected):
     write(tmp_path, hub_names(expected), torch_dtype="bfloat16")
     assert load_model(tmp_path).lm_head.weight.dtype == torch.bfloat16
