@@ -42,14 +42,15 @@ def text_fields(raw: Mapping[str, Any], bookkeeping: Set[str]) -> dict[str, Any]
         ConfigError: both say something, differently, that is not `bookkeeping`.
     """
     outer = Fields(raw)
-    nested = {f: v for f, v in outer.section("text_config").raw.items() if v is not None}
+    inner = outer.section("text_config").raw
+    nested = {f: v for f, v in inner.items() if v is not None}
     beside = {f: v for f, v in raw.items() if f != "text_config"}
     for field in nested.keys() & beside.keys() - bookkeeping - {"model_type"}:  # the whole has a type of its own
         if beside[field] is not None and beside[field] != nested[field]:
             raise ConfigError(
                 f"{outer.file}: {field} = {shown(beside[field])} and text_config.{field} = {shown(nested[field])} disagree"
             )
-    return {f: v for f, v in {**beside, **nested}.items() if not _OTHER_FIELDS.fullmatch(str(f))}
+    return {f: v for f, v in {**inner, **beside, **nested}.items() if not _OTHER_FIELDS.fullmatch(str(f))}
 
 
 def text_name(name: str) -> str:

@@ -166,6 +166,9 @@ def test_fields_of_a_nested_text_config():
     inner = {f: v for f, v in CONFIG.items() if f != "model_type"}
     assert ModelConfig.from_dict({**PUBLISHED, "model_type": "mimo_v2", "text_config": inner}) == config
     assert ModelConfig.from_dict({**CONFIG, "text_config": None, **PUBLISHED}) == config
+    unscaled = {**CONFIG, "attention_value_scale": None}  # said to be none, which is not the same as not said
+    assert ModelConfig.from_dict({"text_config": unscaled}).value_scale == 1
+    assert ModelConfig.from_dict({"text_config": unscaled, "attention_value_scale": 0.5}).value_scale == 0.5
     with pytest.raises(ConfigError, match=r"hidden_size = 64 and text_config.hidden_size = 32 disagree"):
         ModelConfig.from_dict({"hidden_size": 64, "text_config": CONFIG})
     with pytest.raises(ConfigError, match=r"model_type must be 'mimo_v2_flash' or 'mimo_v2', got 'qwen3'"):
