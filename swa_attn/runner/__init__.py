@@ -5,6 +5,7 @@ from .config import ModelConfig
 from .engine import Engine
 from .fields import ConfigError
 from .fingerprint import model_fingerprint
+from .generation_config import GenerationConfig
 from .loader import load_model
 from .request import Completion
 from .sampler import SamplingParams, sample
@@ -15,6 +16,7 @@ __all__ = [
     "Completion",
     "ConfigError",
     "Engine",
+    "GenerationConfig",
     "ModelConfig",
     "SamplingParams",
     "Usage",

@@ -1,9 +1,23 @@
-"""The safetensors files of a directory, read one tensor at a time."""
+"""The safetensors files of a directory, read one tensor at a time.
 
-import json
-from pathlib import Path
+The directory is somebody else's, and what its index names may lie: a shard is a regular file of the directory itself, and
+index and shards name the same tensors. A symlink in the directory is followed, since only its owner can have made it; a
+Hugging Face cache is made of them.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from torch import Tensor
+
+from .json_file import read_json_object
+from .shown import in_one_line, listed, named, shown
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_MOST_INDEX_BYTES = 64 << 20  # MiMo-V2.6-Pro's names 160,000 tensors in 18 MB
 
 
 class CheckpointError(ValueError):
@@ -15,16 +29,20 @@ class Checkpoint:
 
     Raises:
         ImportError: safetensors is not installed.
-        CheckpointError: no weights are found, or a shard is missing or does not hold what the index says.
+        CheckpointError: no weights are found, the index is malformed or names a file elsewhere, a file is missing or
+            damaged, or index and shards disagree about the tensors.
     """
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
-        self._files: dict[str, object] = {}
-        self._file_of = self._read_index()
-        missing = sorted({f for f in self._file_of.values() if not (self.directory / f).is_file()})
-        if missing:
-            raise CheckpointError(f"{self.directory}: the index names files that are missing: {', '.join(missing)}")
+        index = self._read_index()
+        self._files = (
+            {file: self._open(file) for file in sorted(set(index.values()))} if index else {SINGLE: self._open(SINGLE)}
+        )
+        held = {file: frozenset(opened.keys()) for file, opened in self._files.items()}
+        self._file_of = index or dict.fromkeys(held[SINGLE], SINGLE)
+        if index:
+            self._compare(held)
 
     @property
     def names(self) -> list[str]:
@@ -41,26 +59,49 @@ class Checkpoint:
         """As safetensors writes it: "F32", "BF16", "F8_E4M3", ..."""
         return self._slice(name).get_dtype()
 
+    def num_bytes(self, name: str) -> int:
+        """In the file."""
+        bits = re.search(r"\d+", self.dtype(name))  # BOOL has none
+        return math.prod(self.shape(name)) * (int(bits[0]) if bits else 8) // 8
+
     def tensor(self, name: str) -> Tensor:
         """On the CPU, mapped from the file."""
-        return self._open(self._file_of[name]).get_tensor(name)
-
-    def _read_index(self) -> dict[str, str]:
-        index = self.directory / "model.safetensors.index.json"
-        if index.is_file():
-            return json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if not (self.directory / "model.safetensors").is_file():
-            raise CheckpointError(f"{self.directory} holds neither model.safetensors nor model.safetensors.index.json")
-        return dict.fromkeys(self._open("model.safetensors").keys(), "model.safetensors")
+        return self._files[self._file_of[name]].get_tensor(name)
 
     def _slice(self, name: str):
-        file = self._file_of[name]
-        try:
-            return self._open(file).get_slice(name)
-        except Exception as error:
+        return self._files[self._file_of[name]].get_slice(name)
+
+    def _read_index(self) -> Mapping[str, str] | None:
+        """Tensor -> file, or None where there is one file without an index."""
+        if not (self.directory / INDEX).exists():
+            self._require_weights()
+            return None
+        where = self.directory / INDEX
+        files = read_json_object(where, CheckpointError, _MOST_INDEX_BYTES).get("weight_map")
+        if not isinstance(files, dict) or not files:
+            raise CheckpointError(f"{where}: weight_map must be an object of tensors and files, got {shown(files)}")
+        wrong = [file for file in files.values() if not _is_file_name(file)]
+        if wrong:
             raise CheckpointError(
-                f"{self.directory / file} does not hold {name}, as the index says: {error}"
-            ) from error
+                f"{where}: weight_map must name *.safetensors files of this folder itself, got {shown(wrong[0])}"
+            )
+        missing = sorted({file for file in files.values() if not (self.directory / file).exists()})
+        if missing:
+            raise CheckpointError(f"{self.directory}: the index names files that are missing: {listed(missing)}")
+        return files
+
+    def _require_weights(self) -> None:
+        if (self.directory / SINGLE).exists():
+            return
+        if not self.directory.is_dir():
+            raise CheckpointError(f"{self.directory} is not a folder with a checkpoint")
+        pickles = sorted(f.name for f in self.directory.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        only = (
+            f", only {listed(map(named, pickles))}: pickles are not read, convert them to safetensors"
+            if pickles
+            else ""
+        )
+        raise CheckpointError(f"{self.directory} holds neither {SINGLE} nor {INDEX}{only}")
 
     def _open(self, file: str):
         try:
@@ -69,9 +110,36 @@ class Checkpoint:
             raise ImportError(
                 "reading a checkpoint needs safetensors: pip install 'swa_attn[runner]', or pip install safetensors"
             ) from error
-        if file not in self._files:
-            try:
-                self._files[file] = safe_open(self.directory / file, framework="pt")
-            except Exception as error:
-                raise CheckpointError(f"{self.directory / file} cannot be read: {error}") from error
-        return self._files[file]
+        path = self.directory / file
+        if not path.is_file():  # before it is opened: opening a FIFO waits for its other end
+            raise CheckpointError(f"{path} is not a regular file")
+        try:
+            return safe_open(path, framework="pt")
+        except Exception as error:
+            raise CheckpointError(f"{path} cannot be read: {in_one_line(error)}") from error
+
+    def _compare(self, held: Mapping[str, frozenset[str]]) -> None:
+        """Raise unless every tensor is in the file that the index says, and no file holds another."""
+        for name, file in self._file_of.items():
+            if name not in held[file]:
+                raise CheckpointError(f"{self.directory / file} does not hold {named(name)}, as the index says")
+        copies = Counter(name for names in held.values() for name in names)
+        for problem, wrong in (
+            ("hold several times", [name for name, count in copies.items() if count > 1]),
+            ("hold and the index does not name", [name for name in copies if name not in self._file_of]),
+        ):
+            if wrong:
+                names = listed(map(named, sorted(wrong)))
+                raise CheckpointError(f"{self.directory}: tensors that the shards {problem}: {names}")
+
+
+def _is_file_name(file: object) -> bool:
+    """Whether it names a *.safetensors file in the folder it is joined to, whatever the system's separators."""
+    return (
+        isinstance(file, str)
+        and file.endswith(".safetensors")
+        and file.isprintable()  # neither NUL nor half of a surrogate pair
+        and len(file.encode()) <= 255
+        and PurePosixPath(file).name == file
+        and PureWindowsPath(file).name == file
+    )

@@ -50,18 +50,28 @@ class Served:
 
 def main(argv: list[str]) -> int:
     args = _parse(argv)
-    say = _silent if args.json else _print
     try:
-        model = load_model(args.model, dtype=torch.float32)  # exact enough to compare runs token by token
-        config = model.config
-        workload = build_workload(args.repo.resolve(), args.users, args.turns, args.context_bytes)
-    except (OSError, ValueError) as error:
+        return _run(args)
+    except (OSError, ValueError, ImportError) as error:  # of a file that is missing or malformed, or of an argument
         print(f"swa_attn demo: {error}", file=sys.stderr)
         return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    say = _silent if args.json else _print
+    model = load_model(args.model, dtype=torch.float32)  # exact enough to compare runs token by token
+    config = model.config
+    if config.vocab_size < ByteTokenizer.NUM_BYTES:
+        raise ValueError(
+            f"--model must know the {ByteTokenizer.NUM_BYTES} bytes as tokens, got {config.vocab_size} tokens"
+        )
+    workload = build_workload(args.repo.resolve(), args.users, args.turns, args.context_bytes)
     say(_introduction(args, config, workload))
 
     pages = _pages(config, args, workload)
-    _engine(model, pages, config, cached=False).generate([range(256)], SamplingParams(max_tokens=4))  # warm up
+    _engine(model, pages, config, cached=False).generate(
+        [range(ByteTokenizer.NUM_BYTES)], SamplingParams(max_tokens=4)
+    )  # warm up
     with tempfile.TemporaryDirectory(prefix="swa_attn_demo_") as folder, ExitStack() as stack:
         lower = _lower_tiers(config, pages, Path(folder), stack, say)
         engine = stack.enter_context(_engine(model, pages, config, cached=True, lower=lower))

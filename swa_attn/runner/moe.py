@@ -8,12 +8,18 @@ from .config import MoEConfig
 
 
 class Router(nn.Module):
-    """Chooses experts by sigmoid score plus a correction bias, and weighs them by the score alone. In float32."""
+    """Chooses experts by sigmoid score plus a correction bias, and weighs them by the score alone. In float32.
+
+    The two parameters are float32 in a model of any dtype, as they are published: scores of neighbouring experts differ
+    by less than bfloat16 resolves, and a rounded weight sends tokens to other experts.
+    """
+
+    float32_parameters = frozenset({"weight", "e_score_correction_bias"})
 
     def __init__(self, hidden_size: int, config: MoEConfig) -> None:
         super().__init__()
         self.config = config
-        self.weight = nn.Parameter(torch.empty(config.num_experts, hidden_size))
+        self.weight = nn.Parameter(torch.empty(config.num_experts, hidden_size, dtype=torch.float32))
         self.e_score_correction_bias = nn.Parameter(torch.empty(config.num_experts, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

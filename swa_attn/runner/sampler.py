@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .generation_config import GenerationConfig
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -51,6 +53,15 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+    @classmethod
+    def from_generation_config(cls, generation: GenerationConfig, **changes) -> "SamplingParams":
+        """What a checkpoint recommends (`load_model(...).generation`), with `changes` in place of single fields.
+
+        A `do_sample` that is false makes it greedy; a `temperature` among the changes then still meets the recommended
+        top_k, top_p and min_p.
+        """
+        return cls(**{**generation.sampling(), **changes})
 
 
 def sample(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int]) -> list[int]:

@@ -5,94 +5,20 @@ import sys
 
 import pytest
 import torch
+from checkpoints import CONFIG, QUANTIZATION, fuse_qkv, hub_names, random_parameters, write
 
 from swa_attn.runner import CheckpointError, ModelConfig, load_model
-from swa_attn.runner.models import MiMoForCausalLM
 from swa_attn.runner.weights import expand_float8, split_fused_qkv
 
-save_file = pytest.importorskip("safetensors.torch", reason="checkpoints are safetensors files").save_file
+pytest.importorskip("safetensors", reason="checkpoints are safetensors files")
 
-CONFIG = {
-    "model_type": "mimo_v2",
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "hybrid_layer_pattern": [0, 1, 1],
-    "moe_layer_freq": [0, 1, 0],
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "swa_num_key_value_heads": 4,
-    "head_dim": 12,
-    "v_head_dim": 8,
-    "sliding_window_size": 16,
-    "partial_rotary_factor": 0.5,
-    "rope_theta": 1e6,
-    "swa_rope_theta": 1e4,
-    "attention_value_scale": 0.5,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 20,
-    "norm_topk_prob": True,
-    "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 512,
-    "torch_dtype": "float32",
-}
-QUANTIZATION = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [16, 16]}
 EXPERTS = "model.layers.1.mlp.experts"
 SINKS = "model.layers.1.self_attn.attention_sink_bias"
 
 
 @pytest.fixture(scope="module")
 def expected():
-    """The parameters under our names."""
-    generator = torch.Generator().manual_seed(0)
-    model = MiMoForCausalLM(ModelConfig.from_dict(CONFIG))
-    return {name: torch.randn(p.shape, generator=generator) for name, p in model.named_parameters()}
-
-
-def hub_names(parameters):
-    """As the published checkpoints store them: one matrix per expert, sinks under their own name."""
-    tensors = {}
-    for name, x in parameters.items():
-        prefix, _, leaf = name.rpartition(".")
-        if leaf == "gate_up_proj":
-            for i, both in enumerate(x):
-                gate, up = both.split(both.shape[0] // 2)
-                tensors[f"{prefix}.{i}.gate_proj.weight"] = gate
-                tensors[f"{prefix}.{i}.up_proj.weight"] = up
-        elif leaf == "down_proj":
-            tensors |= {f"{prefix}.{i}.down_proj.weight": down for i, down in enumerate(x)}
-        else:
-            tensors[name.replace("attn.sinks", "attention_sink_bias")] = x
-    return {name: x.clone() for name, x in tensors.items()}
-
-
-def fuse_qkv(tensors, tp):
-    """Rank by rank its query, key and value heads; written head by head, as a check on the loader's reshapes."""
-    fused = {n: x for n, x in tensors.items() if not n.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))}
-    for layer in range(3):
-        prefix = f"model.layers.{layer}.self_attn."
-        heads = []
-        for rank in range(tp):
-            for part, dim in (("q", 12), ("k", 12), ("v", 8)):
-                of_part = list(tensors[f"{prefix}{part}_proj.weight"].split(dim))
-                share = len(of_part) // tp
-                heads += of_part[rank * share : (rank + 1) * share]
-        fused[prefix + "qkv_proj.weight"] = torch.cat(heads)
-    return fused
-
-
-def write(directory, tensors, config=CONFIG, shards=1, **more):
-    (directory / "config.json").write_text(json.dumps({**config, **more}))
-    if shards == 1:
-        save_file(tensors, directory / "model.safetensors")
-        return
-    names = sorted(tensors)
-    files = {name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(names)}
-    for file in set(files.values()):
-        save_file({n: tensors[n] for n in names if files[n] == file}, directory / file)
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return random_parameters()
 
 
 def assert_loaded(model, expected):
@@ -192,7 +118,7 @@ def test_a_float8_checkpoint_with_fused_qkv(tmp_path, expected):
         quantised = name.endswith(("_proj.weight", "_proj")) and "o_proj" not in name
         assert same_as_stored != quantised, name
         assert (got[name] - exact[name]).abs().max() <= exact[name].abs().max() / 16, name
-    with pytest.raises(CheckpointError, match=r"qkv_proj.weight: the scale .* in 1 parts must be of shape \[9, 2\]"):
+    with pytest.raises(CheckpointError, match=r"qkv_proj.weight \(the scale .* in 1 parts must be of shape \[9, 2\]"):
         load_model(tmp_path, fused_qkv_tp=1)
 
 
@@ -200,8 +126,27 @@ def test_a_float8_checkpoint_with_fused_qkv(tmp_path, expected):
 def test_dtype(tmp_path, expected, dtype):
     write(tmp_path, hub_names(expected))
     for name, p in load_model(tmp_path, dtype=dtype).named_parameters():
-        own = torch.float32 if name.endswith("e_score_correction_bias") else dtype
+        own = torch.float32 if ".mlp.gate." in name else dtype
         assert p.dtype == own and torch.equal(p, expected[name].to(own)), name
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_the_router_is_float32_in_every_model(tmp_path, expected, stored):
+    """As stored if that is float32, else widened: a rounded copy would send tokens to other experts."""
+    tensors, config = hub_names(expected), {"torch_dtype": "bfloat16"}
+    name = "model.layers.1.mlp.gate.weight"
+    tensors[name] = (tensors[name] + 2**-12).to(stored)  # not a bfloat16
+    if stored == torch.float8_e4m3fn:
+        tensors[name + "_scale_inv"] = torch.full((1, 2), 0.3)
+        config["quantization_config"] = QUANTIZATION
+    write(tmp_path, tensors, **config)
+    gate = load_model(tmp_path).model.layers[1].mlp.gate
+    value = tensors[name].float() * (0.3 if stored == torch.float8_e4m3fn else 1)
+    assert gate.weight.dtype == gate.e_score_correction_bias.dtype == torch.float32
+    assert torch.equal(gate.weight, value)
+    x = torch.randn(300, 32, generator=torch.Generator().manual_seed(1)).bfloat16()
+    scores = (x.double() @ value.double().T).sigmoid() + gate.e_score_correction_bias.double()
+    assert torch.equal(gate(x)[0].sort(1).values, scores.topk(2, dim=1).indices.sort(1).values)
 
 
 def test_the_configs_dtype_is_the_default(tmp_path, expected):
@@ -213,9 +158,11 @@ def test_what_is_not_the_models_is_ignored_by_name(tmp_path, expected):
     extra = {"model.mtp.layers.0.eh_proj.weight": torch.zeros(3), "visual.blocks.0.weight": torch.zeros(2)}
     extra["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(3)
     write(tmp_path, {**hub_names(expected), **extra})
-    assert_loaded(load_model(tmp_path, ignore_prefixes=["visual."]), expected)
-    with pytest.raises(CheckpointError, match=r"unexpected: visual.blocks.0.weight$"):
+    assert_loaded(load_model(tmp_path), expected)
+    write(tmp_path, {**hub_names(expected), **extra, "adapter.0.weight": torch.zeros(2)})
+    with pytest.raises(CheckpointError, match=r"unexpected: adapter.0.weight$"):
         load_model(tmp_path)
+    assert_loaded(load_model(tmp_path, ignore_prefixes=["adapter."]), expected)
 
 
 def test_tied_embeddings_need_no_head(tmp_path, expected):

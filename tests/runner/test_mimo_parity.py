@@ -218,3 +218,28 @@ def test_bfloat16_is_about_as_close_to_float32_as_transformers(tmp_path):
     got = runner.step((runner.start(), tokens))[0]
     assert got.dtype == torch.float32
     assert (got - exact).square().mean() <= 4 * (theirs - exact).square().mean()
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
+def test_transformers_keeps_the_same_parameters_in_float32(tmp_path, stored):
+    """In a bfloat16 model, whatever the file holds; and both send the tokens to the same experts."""
+    from transformers import MiMoV2FlashForCausalLM
+
+    saved = hf_model(hf_config(8)).to(stored)
+    saved.save_pretrained(tmp_path)
+    theirs = MiMoV2FlashForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    ours = load_model(tmp_path, dtype=torch.bfloat16)
+    named = {**dict(theirs.named_parameters()), **dict(theirs.named_buffers())}
+    kept = {name for name, p in ours.named_parameters() if p.dtype == torch.float32}
+    assert len(kept) == 2 * sum(ours.config.moe_layers)
+    for name, p in ours.named_parameters():
+        other = named[name.replace("attn.sinks", "sinks")]
+        assert p.dtype == other.dtype and torch.equal(p, other), name
+    x = torch.randn(200, 48, generator=torch.Generator().manual_seed(2)).bfloat16()
+    for mine, other in zip(ours.model.layers, theirs.model.layers, strict=True):
+        if hasattr(mine.mlp, "gate"):
+            experts, weights = mine.mlp.gate(x)
+            _, their_weights, their_experts = other.mlp.gate(x)
+            order, their_order = experts.argsort(1), their_experts.argsort(1)
+            assert torch.equal(experts.gather(1, order), their_experts.gather(1, their_order))
+            assert torch.allclose(weights.gather(1, order), their_weights.gather(1, their_order), rtol=1e-6)

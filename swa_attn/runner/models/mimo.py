@@ -13,8 +13,10 @@ from ...attention import AttentionMetadata, SlidingWindowAttention
 from ...kvcache import RebuildPlan
 from ...ops import append_kv
 from ..config import AttentionConfig, ModelConfig
+from ..generation_config import GenerationConfig
 from ..layers import GatedMLP, RMSNorm, rotary_table, rotate
 from ..moe import MoE
+from ..text_part import SkippedPart
 
 Cache = Sequence[Tensor | None]  # K and V pages of a layer, and those on the host, if any
 Rotary = tuple[Tensor, Tensor]
@@ -145,11 +147,16 @@ class MiMoDecoder(nn.Module):
 
 
 class MiMoForCausalLM(nn.Module):
-    """The model that `load_model` fills with weights. Inference only: no parameter requires grad."""
+    """The model that `load_model` fills with weights. Inference only: no parameter requires grad.
+
+    `generation` is what its publisher recommends for sampling, `skipped` the parts of its checkpoint that are not here.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.generation = GenerationConfig()
+        self.skipped: Mapping[str, SkippedPart] = {}
         self.model = MiMoDecoder(config)
         self.lm_head = (
             None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
