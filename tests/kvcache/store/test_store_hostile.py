@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from hostile_server import CLOSE, HostileServer, after, flood, parts, trickle
 from store_faults import content, key_of
-from test_store_remote import Redis, fetch, store_one, until
+from test_store_remote import Redis, fetch, store_one
+from test_store_remote import until as until_at
 
 from swa_attn.kvcache.store import MooncakeStore, RedisStore, RemoteOptions
 from swa_attn.kvcache.store.workers import WorkerPool
@@ -29,9 +30,13 @@ NBYTES = 1000
 SECRETS = ("us3r", "pa55", "k3y")
 
 
+def until(condition) -> bool:
+    return until_at(condition, 20, pause=0.005)
+
+
 def options(**changes) -> RemoteOptions:
     settings = {"workers": 2, "slow_seconds": SLOW, "ask_seconds": ASK, "queue_seconds": 0.5, "close_seconds": 2.0}
-    return RemoteOptions(**{**settings, "failures_to_trip": 2, "backoff": 0.02, "max_backoff": 0.05, **changes})
+    return RemoteOptions(**{**settings, "failures_to_trip": 2, "backoff": 0.005, "max_backoff": 0.02, **changes})
 
 
 def redis_at(place: str, **changes) -> RedisStore:
@@ -91,7 +96,10 @@ REPLIES = {
 COMMANDS = ("TOUCH", "SET", "GETRANGE", "EXISTS", "UNLINK", "AUTH", "SELECT", "CLIENT")
 
 
-@pytest.mark.parametrize("what", REPLIES)
+TAKE_LONG = {"a byte at a time, of a value", "silence"}
+
+
+@pytest.mark.parametrize("what", [pytest.param(w, marks=[pytest.mark.slow] * (w in TAKE_LONG)) for w in REPLIES])
 def test_whatever_a_command_is_answered_is_a_miss_in_time_and_then_service_goes_on(what, caplog):
     caplog.set_level(logging.DEBUG)
     for command in COMMANDS:
@@ -230,7 +238,7 @@ def test_a_large_value_goes_to_a_server_that_takes_it_slowly():
 
 def test_questions_wait_together_for_little_more_than_one_of_them():
     with HostileServer() as server, on(server, backoff=5.0, max_backoff=5.0, slow_seconds=2.0) as store:
-        server.replies["EXISTS"] = after(1.0, b":1\r\n")
+        server.replies["EXISTS"] = after(0.6, b":1\r\n")
         start = time.monotonic()
         assert not any(store.contains(key_of(i)) for i in range(200))
         assert time.monotonic() - start < ASK + SLACK / 2
@@ -355,7 +363,10 @@ def test_mooncakes_client_is_not_asked_for_an_object_of_another_size(mooncake):
         assert not fetch(store, 1, NBYTES) and store.stats().misses == {"size": 1}
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "call",
+    ["get_buffer", "put_parts", *(pytest.param(c, marks=pytest.mark.slow) for c in ("get_size", "is_exist", "remove"))],
+)
 def test_a_call_that_never_returns_costs_a_thread_and_no_request(mooncake, call):
     with over(mooncake, workers=3) as store:
         assert works(store)
@@ -378,7 +389,7 @@ def test_a_call_that_never_returns_costs_a_thread_and_no_request(mooncake, call)
         assert until(lambda: mooncake.hanging >= 1)
         del mooncake.fault[call]
         mooncake.hang.set()  # what comes now comes too late
-        assert until(lambda: works(store), 20)
+        assert until(lambda: works(store))
         assert all((each == 0xEE).all() for each, hit in zip(into, hits, strict=True) if not hit)
         assert store.stats().failed_jobs == 0
 
@@ -586,7 +597,7 @@ def test_tls_verifies_both_ends_and_passwords_are_asked_for(
                 store.delete(key_of(90))
                 assert until(lambda: not store._leaving) and not store.contains(key_of(90))
             assert bool(store.stats().refused) != accepted
-        if accepted:
+        if client_needed and accepted:
             with redis_at(f"rediss://us3r:pa56@{host}:{proxy.port}/1?{options}", **patient) as stranger:
                 assert not works(stranger) and not fetch(stranger, 90, NBYTES)
                 assert stranger.stats().misses == {"io_error": 1} and "WRONGPASS" in caplog.text

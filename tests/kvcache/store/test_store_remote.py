@@ -32,10 +32,10 @@ def listens(port: int) -> bool:
         return s.connect_ex(("127.0.0.1", port)) == 0
 
 
-def until(condition, seconds: float = 10.0) -> bool:
+def until(condition, seconds: float = 10.0, pause: float = 0.05) -> bool:
     end = time.monotonic() + seconds
     while not (found := condition()) and time.monotonic() < end:
-        time.sleep(0.05)
+        time.sleep(pause)
     return found
 
 
