@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.connection import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import ConnectionError, InvalidResponse, ResponseError
 
 _CHUNK = 16 << 10
@@ -189,6 +189,11 @@ class _BoundedTLS(_Bounded, SSLConnection):
 
 class _BoundedUnix(_Bounded, UnixDomainSocketConnection):
     pass
+
+
+class Connections(ConnectionPool):
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"  # the library's shows passwords, in some versions
 
 
 BOUNDED = {Connection: _BoundedTCP, SSLConnection: _BoundedTLS, UnixDomainSocketConnection: _BoundedUnix}

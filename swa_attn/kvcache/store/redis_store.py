@@ -11,8 +11,7 @@ _SCHEMES = ("redis://", "rediss://", "unix://")
 _PLACE = {"host", "port", "path", "db", "connection_class"}
 _OPTIONS = (
     "username", "password", "client_name", "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_certfile", "ssl_keyfile",
-    "ssl_password", "ssl_cert_reqs", "ssl_check_hostname", "ssl_min_version", "ssl_ciphers", "ssl_include_verify_flags",
-    "ssl_exclude_verify_flags",
+    "ssl_password", "ssl_cert_reqs", "ssl_check_hostname", "ssl_ciphers",
 )  # fmt: skip
 
 
@@ -41,7 +40,7 @@ class RedisStore(RemoteStore):
             import redis
         except ModuleNotFoundError:
             raise ModuleNotFoundError("RedisStore needs a client: pip install 'swa-attn[redis]'") from None
-        from .redis_link import BOUNDED, Limits
+        from .redis_link import BOUNDED, Connections, Limits
 
         self._redis = redis
         self._limits = Limits()
@@ -50,7 +49,7 @@ class RedisStore(RemoteStore):
         if kind is redis.SSLConnection:
             given.setdefault("ssl_check_hostname", True)  # old clients have another default
         # RESP3 would let the server speak unasked, and send the client elsewhere.
-        self._connections = redis.ConnectionPool(BOUNDED[kind], limits=self._limits, protocol=2, **given)
+        self._connections = Connections(BOUNDED[kind], limits=self._limits, protocol=2, **given)
         try:
             self._connections.connection_class(**self._connections.connection_kwargs)
         except Exception as error:
