@@ -17,6 +17,7 @@ from .window_pages import Reason, Snapshot, WindowPage
 from .windows import Windows
 
 ADOPTION_REACH = 64  # pages before the end of an adopted prefix where windows are looked for
+ADOPTION_SECONDS = 0.25  # for how long, since every place is a question to the store and a step waits for the answers
 
 
 class WritePolicy(Enum):
@@ -137,6 +138,7 @@ class PrefixCache:
 
     def _adopt_windows(self, keys: Sequence[Hashable], run: Run, start: int, stop: int) -> None:
         """Look for the last windows that the store holds in the pages that were just adopted."""
+        until = time.monotonic() + ADOPTION_SECONDS
         for end in range(stop, max(start, stop - ADOPTION_REACH), -1):
             firsts = [(group, self.windows.first_page(n, end)) for n, (group, _) in enumerate(self.windows.groups)]
             if firsts and all(self.mover.known(group, keys[first:end]) == end - first for group, first in firsts):
@@ -149,6 +151,8 @@ class PrefixCache:
                     == 0
                 ):
                     self.windows.adopt(run, end, Tier.DISK)
+                return
+            if time.monotonic() > until:
                 return
 
     def end_at(self, run: Run, num_pages: int) -> Run:

@@ -58,11 +58,9 @@ class StoreMover(Mover):
                 self._store.touch(_store_key(group, key))
 
     def known(self, group: int, keys: Sequence[Hashable]) -> int:
-        count = 0
-        if self._store is not None:
-            while count < len(keys) and self._store.contains(_store_key(group, keys[count])):
-                count += 1
-        return count
+        if self._store is None:
+            return 0
+        return self._store.leading([_store_key(group, key) for key in keys])
 
     def _write(self, transfer: Transfer) -> None:
         records = self._host[transfer.group].records

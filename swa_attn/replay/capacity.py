@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import exp, log
 
+from .sizes import LARGEST
+
 CLOSE_ENOUGH = 1.1  # largest : smallest budget between which the rest is interpolated
-LARGEST = 1 << 60
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from .workload import Workload, infinite_cache, read_trace, workload_of
 PLANNERS: dict[str, Callable[[], Planner]] = {"tokens": FewestTokens, "time": Planner}
 DTYPES = ("bfloat16", "float16", "float32")
 CAPACITY_START = 1 << 40
+LARGEST_COUNT = (1 << 31) - 1  # of users, tokens, pages, requests
 
 
 def main(argv: list[str]) -> int:
@@ -91,6 +92,8 @@ def _check_folders(*files: Path | None) -> None:
     for file in files:
         if file is not None and not file.parent.is_dir():
             raise ValueError(f"{file}: there is no folder {str(file.parent)!r} to write to")
+        if file is not None and file.is_dir():
+            raise ValueError(f"{file}: expected a file to write to, got a folder")
 
 
 def _capacity(target: float, aware: Setup, oblivious: Setup, drive: Callable) -> Figures:
@@ -170,7 +173,7 @@ def _about_trace(
 ) -> Figures:
     sessions = num_conversations > 0
     return {
-        "path": str(args.trace),
+        "path": str(args.trace).encode("utf-8", "replace").decode(),
         "format": kind,
         "requests": len(workload.prompts),
         "warm_up_requests": workload.num_warm_up,
@@ -266,14 +269,16 @@ def _bytes(text: str) -> int:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
-    return int(text)
+    return _whole(text, 1)
 
 
 def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, got {text!r}")
+    return _whole(text, 0)
+
+
+def _whole(text: str, minimum: int) -> int:
+    if not text.isdecimal() or len(text) > 20 or not minimum <= int(text) <= LARGEST_COUNT:
+        raise argparse.ArgumentTypeError(f"expected an integer from {minimum} to {LARGEST_COUNT}, got {text[:40]!r}")
     return int(text)
 
 
@@ -283,5 +288,5 @@ def _rate(text: str) -> float:
     except ValueError:
         rate = -1.0
     if not 0 < rate < 1:
-        raise argparse.ArgumentTypeError(f"expected a hit rate between 0 and 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a hit rate between 0 and 1, got {text[:40]!r}")
     return rate

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 
-from .traces import Line, Prompt, Trace
+from .traces import Line, Prompt, Trace, shown
 
 BLOCK_SIZE = 512
+ID_LIMIT = 1 << 64
 
 
 def read_mooncake(lines: Iterable[Line], block_size: int | None = None) -> Trace:
@@ -28,9 +29,10 @@ def _timestamp(line: Line) -> float:
 
 def _prompt(line: Line, block_size: int) -> Prompt:
     tokens, ids = line.whole("input_length", 1), line.list_of("hash_ids")
-    full = tokens // block_size
-    if not all(type(i) is int for i in ids):
-        raise line.fail("hash_ids must be integers")
+    full = line.full_blocks(tokens, block_size)
+    wrong = [i for i in ids if type(i) is not int or not 0 <= i < ID_LIMIT]
+    if wrong:
+        raise line.fail(f"hash_ids must be integers from 0 to 2**64 - 1, got {shown(wrong[0])} in it")
     if not full <= len(ids) <= -(-tokens // block_size):
         raise line.fail(f"{tokens} tokens have {full} full blocks of {block_size}, got {len(ids)} hash_ids")
     return Prompt(tokens, run_lengths(ids[:full]))

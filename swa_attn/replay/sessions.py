@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 
 from .shared_prompts import SharedPrompts, rename
-from .traces import Conversation, Line, Prompt, Trace, Turn
+from .traces import Conversation, Line, Prompt, Trace, Turn, shown
 
 ID_BITS = 32  # of the ids that mean something within one line only
 NESTED = "subagent"
+MAX_DEPTH = 16  # of conversations in conversations
 
 
 def read_sessions(lines: Iterable[Line], share_prompts: bool = True) -> Trace:
@@ -23,7 +24,7 @@ def read_sessions(lines: Iterable[Line], share_prompts: bool = True) -> Trace:
             raise line.fail(f"block_size must be {block_size} as in the lines before, got {given}")
         block_size = given
         if (scope := line.values.get("hash_id_scope", "local")) != "local":
-            raise line.fail(f"hash_id_scope must be 'local', got {scope!r}")
+            raise line.fail(f"hash_id_scope must be 'local', got {shown(scope)}")
         prompts = _ids_of_the_trace(line, block_size, index + 1 << ID_BITS, shared)
         if prompts:
             conversations.append(_conversation(line, prompts))
@@ -53,25 +54,30 @@ def _plain(line: Line):
     return (entry for entry in _entries(line) if entry.values.get("type") != NESTED)
 
 
-def _openers(line: Line):
+def _openers(line: Line, depth: int = 1):
     """The line's conversation and the nested ones: each begins with a tool and a system prompt."""
+    if depth > MAX_DEPTH:
+        raise line.fail(f"conversations must not be nested more than {MAX_DEPTH} deep")
     yield line
     for entry in _entries(line):
         if entry.values.get("type") == NESTED:
-            yield from _openers(entry)
+            yield from _openers(entry, depth + 1)
 
 
 def _prompt(entry: Line, block_size: int) -> Prompt:
     tokens, runs = entry.whole("in", 1), []
     for run in entry.list_of("h"):
         if not (isinstance(run, list) and len(run) == 2 and all(type(n) is int for n in run)):
-            raise entry.fail(f"h must be a list of [first, count], got {run!r} in it")
+            raise entry.fail(f"h must be a list of [first, count], got {shown(run)} in it")
         first, count = run
         if count < 1 or first < 0 or first + count > 1 << ID_BITS:
-            raise entry.fail(f"h must have counts of at least 1 and ids from 0 to 2**{ID_BITS} - 1, got {run!r} in it")
+            raise entry.fail(
+                f"h must have counts of at least 1 and ids from 0 to 2**{ID_BITS} - 1, got {shown(run)} in it"
+            )
         runs.append((first, count))
-    if (named := sum(count for _, count in runs)) != tokens // block_size:
-        raise entry.fail(f"{tokens} tokens have {tokens // block_size} full blocks of {block_size}, got {named} in h")
+    full = entry.full_blocks(tokens, block_size)
+    if (named := sum(count for _, count in runs)) != full:
+        raise entry.fail(f"{tokens} tokens have {full} full blocks of {block_size}, got {named} in h")
     return Prompt(tokens, tuple(runs))
 
 

@@ -4,6 +4,7 @@ import re
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
 _BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40, "PI": 2**50}
+LARGEST = 1 << 60
 _AMOUNT = re.compile(r"([0-9]*\.?[0-9]+)\s*(|[KMGTP]|[KMGTP]I)B?", re.IGNORECASE)
 
 
@@ -11,8 +12,11 @@ def parse_bytes(text: str) -> int:
     """`300GB` (10**9), `1.5TiB` (2**40), `4096`. Raises ValueError."""
     match = _AMOUNT.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"expected an amount of bytes such as 300GB, 1.5TiB or 4096, got {text!r}")
-    return int(float(match[1]) * (_UNITS | _BINARY)[match[2].upper()])
+        raise ValueError(f"expected an amount of bytes such as 300GB, 1.5TiB or 4096, got {text[:40]!r}")
+    amount = float(match[1]) * (_UNITS | _BINARY)[match[2].upper()]
+    if amount > LARGEST:
+        raise ValueError(f"expected at most {LARGEST} bytes, got {text[:40]!r}")
+    return int(amount)
 
 
 def show_bytes(amount: float) -> str:

@@ -2,12 +2,19 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from reprlib import Repr
+from typing import IO, Any, NamedTuple
 
 GZIP_MAGIC = b"\x1f\x8b"
+MAX_LINE_BYTES = 16 << 20  # a hundred times the longest line of the published traces
+# Of one prompt: in run-length form a few bytes can name more blocks than memory holds.
+MAX_TOKENS = 1 << 24
+MAX_BLOCKS = 1 << 20
+MAX_NUMBER = 2.0**53  # of seconds and milliseconds; up to it differences are exact
 
 
 class TraceError(ValueError):
@@ -64,27 +71,33 @@ class Line:
 
     def __init__(self, values: Any, where: str) -> None:
         if not isinstance(values, dict):
-            raise TraceError(f"{where}: expected a JSON object, got {_shown(values)}")
+            raise TraceError(f"{where}: expected a JSON object, got {shown(values)}")
         self.values, self.where = values, where
 
     def fail(self, message: str) -> TraceError:
         return TraceError(f"{self.where}: {message}")
 
     def whole(self, name: str, minimum: int, default: int | None = None) -> int:
-        """An integer field."""
+        """An integer field that counts tokens."""
         value = self.values.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise self.fail(f"{name} must be an integer of at least {minimum}, got {self._given(name)}")
+        if type(value) is not int or not minimum <= value <= MAX_TOKENS:
+            raise self.fail(f"{name} must be an integer from {minimum} to {MAX_TOKENS}, got {self._given(name)}")
         return value
 
     def number(self, name: str) -> float | None:
-        """A field with a number that is not negative; None when it is missing."""
+        """A field with a number from 0 to `MAX_NUMBER`; None when it is missing."""
         value = self.values.get(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-            raise self.fail(f"{name} must be a number of at least 0, got {self._given(name)}")
-        return value
+        if type(value) not in (int, float) or not 0 <= value <= MAX_NUMBER:
+            raise self.fail(f"{name} must be a number from 0 to {MAX_NUMBER:.0f}, got {self._given(name)}")
+        return float(value)
+
+    def full_blocks(self, tokens: int, block_size: int) -> int:
+        """How many the line's prompt must name."""
+        if (full := tokens // block_size) > MAX_BLOCKS:
+            raise self.fail(f"{tokens} tokens have {full} full blocks of {block_size}, expected at most {MAX_BLOCKS}")
+        return full
 
     def list_of(self, name: str) -> list:
         value = self.values.get(name)
@@ -93,31 +106,52 @@ class Line:
         return value
 
     def _given(self, name: str) -> str:
-        return _shown(self.values[name]) if name in self.values else "none"
+        return shown(self.values[name]) if name in self.values else "none"
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """The JSON objects of a file, gzip or plain, one per line; empty lines are skipped."""
+    """The JSON objects of a file, gzip or plain, one per line; empty lines are skipped. No more of the file is in memory
+    than one line, whose length is limited. Raises TraceError."""
+    where = str(path)
     try:
         with path.open("rb") as raw:
-            packed = raw.read(2) == GZIP_MAGIC
-        with gzip.open(path, "rb") if packed else path.open("rb") as file:
-            for number, text in enumerate(file, 1):
+            packed = raw.peek(len(GZIP_MAGIC)).startswith(GZIP_MAGIC)  # what is no file, a pipe, can be read only once
+            file: IO[bytes] = gzip.GzipFile(fileobj=raw) if packed else raw
+            number = 1
+            where = f"{path}:{number}"
+            while text := file.readline(MAX_LINE_BYTES + 1):
+                if len(text) > MAX_LINE_BYTES:
+                    raise TraceError(f"{where}: the line is longer than the limit of {MAX_LINE_BYTES} bytes")
                 if text.strip():
-                    yield Line(_parsed(text, f"{path}:{number}"), f"{path}:{number}")
-    except (OSError, EOFError) as error:
-        raise TraceError(
-            f"{path}: {error.strerror if isinstance(error, OSError) and error.strerror else error}"
-        ) from None
+                    yield Line(_parsed(text, where), where)
+                number += 1
+                where = f"{path}:{number}"
+    except OSError as error:
+        raise TraceError(f"{where}: {error.strerror or error}") from None
+    except (EOFError, zlib.error) as error:  # of a gzip file
+        raise TraceError(f"{where}: {error}") from None
 
 
 def _parsed(text: bytes, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text.decode(), parse_constant=_no_number)
+    except UnicodeDecodeError as error:
+        raise TraceError(f"{where}: not UTF-8: {error.reason} at byte {error.start + 1}") from None
     except ValueError as error:
         raise TraceError(f"{where}: not JSON: {error}") from None
+    except RecursionError:
+        raise TraceError(f"{where}: its lists and objects are nested too deep") from None
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+_short = Repr()
+_short.maxlevel = 3
+
+
+def shown(value: Any) -> str:
+    """A value of a trace in a few words, however large or deep it is."""
+    text = _short.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -36,8 +36,8 @@ def arrivals(conversations: Sequence[Conversation], num_users: int, max_pause: f
     """
     timelines = (timeline(c, max_pause) for c in conversations)
     waiting = []
-    for user in range(num_users):
-        if (found := next(timelines, None)) is not None and found[0]:
+    for user, found in zip(range(num_users), timelines, strict=False):
+        if found[0]:
             waiting.append((found[0][0][0], user, 0, 0.0, found))
     heapify(waiting)
     while waiting:

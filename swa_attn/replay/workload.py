@@ -9,7 +9,7 @@ from pathlib import Path
 from ..kvcache import PrefixKey
 from .mooncake import read_mooncake
 from .sessions import read_sessions
-from .traces import Prompt, Trace, TraceError, read_lines
+from .traces import Prompt, Trace, TraceError, read_lines, shown
 from .users import arrivals
 
 DEFAULT_PAGE_SIZE = 64
@@ -31,7 +31,7 @@ def read_trace(path: Path, *, block_size: int | None = None, share_prompts: bool
         return read_sessions(every_line, share_prompts)
     raise first.fail(
         "neither Mooncake's format (a field hash_ids) nor the session format (a field requests): "
-        f"the fields are {', '.join(map(str, first.values)) or 'none'}"
+        f"the fields are {shown(list(first.values))}"
     )
 
 

@@ -1,5 +1,7 @@
 """The ways in which tiers fall out of step with each other, one test per case, and what a node knows of itself."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from fake_tiers import GROUPS, Simulation
@@ -125,6 +127,25 @@ class TestHotPrefixLostBelow:
         other = simulation()
         other.mover.records.update(tiers.mover.records)
         assert hit(other, text(1, 61)) == {Tier.DISK: 60}
+
+
+def test_windows_in_a_slow_store_are_looked_for_only_so_long(monkeypatch):
+    """Every place is a question that a step waits for, and without an answer in time there are 64 places."""
+    tiers, now, questions = simulation(), [100.0], []
+    tiers.run(text(1, 121))
+    other = simulation()
+    other.mover.records.update({(g, key): record for (g, key), record in tiers.mover.records.items() if g == 0})
+    known = other.mover.known
+
+    def slow(group, keys):
+        questions.append(group)
+        now[0] += 0.1
+        return known(group, keys)
+
+    monkeypatch.setattr(other.mover, "known", slow)
+    monkeypatch.setattr("swa_attn.kvcache.prefix_cache.time", SimpleNamespace(monotonic=lambda: now[0]))
+    assert not hit(other, text(1, 121))
+    assert questions == [0, 1, 1, 1]  # how far the pages are known, and windows until a quarter of a second is over
 
 
 class TestShortAndMediumPrefixes:

@@ -1,6 +1,9 @@
 """The command from end to end, on small traces."""
 
 import json
+import os
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -98,6 +101,9 @@ def test_a_model_given_by_its_config(sessions, tmp_path, capsys):
         (["--page-size", "100"], "page_size must divide the trace's block size 64"),
         (["--json", "nowhere/out.json"], "nowhere/out.json: there is no folder 'nowhere' to write to"),
         (["--block-size", "32"], "the file states its block size"),
+        (["--device", "0.4"], "--device: the device tier cannot be left out"),
+        (["--json", "/"], "/: expected a file to write to, got a folder"),
+        (["--plot", "/"], "/: expected a file to write to, got a folder"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(sessions, capsys, args, message):
@@ -106,19 +112,89 @@ def test_what_cannot_be_is_said_in_one_line(sessions, capsys, args, message):
     assert err.startswith("swa_attn replay: ") and message in err and err.count("\n") == 1
 
 
+COUNTS = ("--users", "--block-size", "--page-size", "--limit", "--slack", "--every")
+NO_COUNTS = ("-1", "nan", "inf", "1.5", "1e3", "", "0x10", "1_0", str(1 << 31), "9" * 10_000)
+NO_AMOUNTS = ("lots", "-1", "nan", "inf", "1e9", "", "2EB", "1152921504606848000", "1000000PB", "9" * 400 + "PB")
+NO_RATES = ("1.5", "0", "1", "-0.5", "nan", "inf", "1e400", "", "x")
+
+
 @pytest.mark.parametrize(
-    "args", [["--device", "lots"], ["--users", "0"], ["--slack", "-1"], ["--capacity-at", "1.5"], ["--prices", "none"]]
+    "option, value",
+    [
+        *((option, value) for option in COUNTS for value in NO_COUNTS),
+        *((option, "0") for option in COUNTS if option != "--slack"),
+        *((option, value) for option in ("--device", "--host", "--disk") for value in NO_AMOUNTS),
+        *(("--capacity-at", value) for value in NO_RATES),
+        ("--prices", "none"),
+        ("--dtype", "float64"),
+        ("--planner", "none"),
+    ],
 )
-def test_bad_options_are_refused(sessions, capsys, args):
+def test_bad_options_are_refused(sessions, capsys, option, value):
     with pytest.raises(SystemExit) as stop:
-        main(["replay", str(sessions), *args])
-    assert stop.value.code == 2 and args[0] in capsys.readouterr().err
+        main(["replay", str(sessions), f"{option}={value}"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and f"argument {option}: " in last and len(last) < 300
+    assert "expected" in last or "invalid choice" in last
 
 
-def test_a_broken_line_ends_the_command_with_its_place(tmp_path, capsys):
-    path = write(tmp_path / "t.jsonl", [mooncake(5, []), "{"])
+@pytest.mark.parametrize("option", ["--users", "--limit", "--slack", "--every", "--device", "--host", "--disk"])
+def test_the_largest_options_end(sessions, capsys, option):
+    value = 1 << 60 if option in ("--device", "--host", "--disk") else (1 << 31) - 1
+    assert replay(capsys, sessions, option, value)[0] == 0
+
+
+def test_the_smallest_options_end(sessions, capsys):
+    smallest = "--users 1 --limit 1 --slack 0 --every 1 --device 1 --host 1 --disk 1 --page-size 1 --capacity-at 1e-300"
+    code, out, err = replay(capsys, sessions, *smallest.split())
+    assert (code, err) == (0, "") and "1 requests" in out
+
+
+LINES = {
+    "{": "not JSON",
+    '{"a": NaN}': "not JSON: NaN is no number",
+    "[" * 100_000: "its lists and objects are nested too deep",
+    b"\xff": "not UTF-8",
+    b"\0": "not JSON",
+    b"x" * (16 << 20) + b"x": "the line is longer than the limit of 16777216 bytes",
+    json.dumps(mooncake(10**18, [])): "input_length must be an integer",
+    json.dumps(mooncake(5, [], timestamp=10**300)): "timestamp must be a number",
+    json.dumps(mooncake(600, [10**18 * 100])): "hash_ids must be integers",
+    json.dumps(mooncake(600, ["\ud800\x1b[31m"])): "hash_ids must be integers",
+    json.dumps(session([])): "timestamp is missing",
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("line", LINES, ids=range(len(LINES)))
+def test_a_broken_line_ends_the_command_with_its_place(tmp_path, capsys, line, packed):
+    path = write(tmp_path / "t.jsonl", [mooncake(5, []), line], packed)
+    code, out, err = replay(capsys, path)
+    assert (code, out) == (2, "") and err.startswith(f"swa_attn replay: {path}:2: {LINES[line]}")
+    assert err.count("\n") == 1 and err[:-1].isprintable()
+
+
+def test_the_first_line_may_be_broken_as_well(tmp_path, capsys):
+    path = write(tmp_path / "t.jsonl", [{"\ud800\n" + "x" * 10**6: 0}])
     code, _, err = replay(capsys, path)
-    assert code == 2 and f"{path}:2: not JSON" in err
+    assert code == 2 and f"{path}:1: neither Mooncake's" in err and err.count("\n") == 1 and len(err) < 1000
+
+
+@pytest.mark.slow
+def test_a_command_ends_with_a_line_and_no_traceback(tmp_path):
+    path = write(tmp_path / "t.jsonl.gz", [mooncake(5, [])] * 500, packed=True)
+    path.write_bytes(path.read_bytes()[:-20])
+    command = [sys.executable, "-m", "swa_attn", "replay", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"swa_attn replay: {path}:") and done.stderr.count("\n") == 1
+
+
+def test_a_file_name_that_is_no_unicode_is_shown(tmp_path, capsys):
+    path = write(tmp_path / os.fsdecode(b"t\xff.jsonl"), [mooncake(5, [])] * 5)
+    numbers = tmp_path / "out.json"
+    assert replay(capsys, path, "--json", numbers)[0] == 0
+    assert json.loads(numbers.read_text())["trace"]["path"].endswith("t?.jsonl")
 
 
 def test_an_interrupt_is_no_traceback(sessions, capsys, monkeypatch):

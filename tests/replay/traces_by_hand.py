@@ -6,8 +6,11 @@ from pathlib import Path
 
 
 def write(path: Path, rows: list, packed: bool = False) -> Path:
-    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    lines = [
+        row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode() for row in rows
+    ]
+    text = b"".join(line + b"\n" for line in lines)
+    path.write_bytes(gzip.compress(text) if packed else text)
     return path
 
 

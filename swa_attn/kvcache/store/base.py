@@ -26,7 +26,9 @@ class StoreStats:
     foreign     a valid header of another record: its slot was reused by another process, or the write went astray
     forged      undamaged, but not signed with this store's `mac_key`
     truncated   the file ended before the record did
-    io_error    the system call failed
+    io_error    the system call failed, or the server answered with an error
+    bad_reply   the server answered with something that is no answer
+    slow        the server did not answer in time
     late        the timeout passed before the read began
     busy        too many reads were waiting
     tripped     the breaker of reads is open
@@ -34,7 +36,10 @@ class StoreStats:
     internal    an unexpected exception, logged
 
     `refused` says why a `put` gave False: full (no slot could be freed), too_large, busy, tripped, read_only, io_error,
-    closed, internal.
+    bad_reply, slow, late, closed, internal.
+
+    `unanswered` says why a server did not get or not answer a `contains`, `leading`, `touch` or `delete`: late (no answer
+    within `ask_seconds`, or it had to wait for too long), and as above.
 
     `left_alone` says which files of a segment's name a slab store neither reads nor writes, as of its last look:
 
@@ -57,6 +62,10 @@ class StoreStats:
     misses: dict[str, int] = field(default_factory=dict)
     read_state: str = "closed"  # of the breakers: closed (healthy), open (tripped), half_open (one operation tries)
     write_state: str = "closed"
+    failed_jobs: int = 0  # exceptions that reached a worker thread, logged: each is a fault of this package
+    # Of stores on a server alone:
+    unanswered: dict[str, int] = field(default_factory=dict)
+    ask_state: str = "closed"  # of the breaker of questions
     # Of the slab store alone:
     left_alone: dict[str, int] = field(default_factory=dict)
     forged_headers: int = 0  # found in segments as they were opened, and ignored
@@ -93,6 +102,10 @@ class Store(ABC):
     @abstractmethod
     def contains(self, key: bytes) -> bool:
         """Whether a get would find a record; reading it may still fail its verification."""
+
+    def leading(self, keys: Sequence[bytes]) -> int:
+        """How many of the keys `contains` finds before the first that it does not."""
+        return next((i for i, key in enumerate(keys) if not self.contains(key)), len(keys))
 
     @abstractmethod
     def touch(self, key: bytes) -> None:

@@ -213,6 +213,7 @@ class SlabEngine:
                 recovery_seconds=self._recovery_seconds,
                 read_state=self._reading.state,
                 write_state=self._writing.state,
+                failed_jobs=self._pool.failed_jobs,
             )
 
     def _check_process(self) -> None:

