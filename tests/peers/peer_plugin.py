@@ -9,7 +9,9 @@ import importlib
 import json
 import math
 import random
+import re
 import signal
+import zlib
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -20,7 +22,7 @@ import pytest
 import torch
 from peer_adapters import OutsideContract
 
-import swa_attn
+from swa_attn import backends
 
 # Parameters that put a case outside unless they have this value: only the order in which a sample is tried depends on it.
 USUALLY_INSIDE = {
@@ -57,7 +59,6 @@ def pytest_configure(config):
     peer_standins.install(config.getoption("--peer-roots").split(","), adapter, checkout)
     peer_devices.install(tuple(int(x) for x in config.getoption("--peer-capability").split(".")))
     peer_gradients.install()
-    swa_attn.use_backend(config.getoption("--peer-backend")).__enter__()
     config.pluginmanager.register(Sampler(config, getattr(adapter, "REPLACED", {})))
 
 
@@ -82,6 +83,7 @@ class Sampler:
         self.sample, self.seed = config.getoption("--peer-sample"), config.getoption("--peer-seed")
         self.seconds = config.getoption("--peer-seconds")
         self.results = Path(config.getoption("--peer-results"))
+        self.backend = config.getoption("--peer-backend")
         self.replaced = replaced
         self.total = defaultdict(int)
         self.tried = defaultdict(Counter)
@@ -129,6 +131,7 @@ class Sampler:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
         peer_gradients.asked = False
+        torch.manual_seed(zlib.crc32(f"{self.seed}{item.nodeid}".encode()))  # what runs before it does not matter
         with _limit(self.seconds):
             return (yield)
 
@@ -158,6 +161,10 @@ class Sampler:
         return report
 
     def pytest_sessionfinish(self):
+        """Say how many cases there were, and fail a file whose backend was not, to the end, the one that was asked for."""
+        ran = backends.choose("prefill", torch.empty(1, 1, 8), torch.empty(1, 1, 1, 8))
+        if ran is not backends.load(self.backend):
+            self._write("backend", "backend", "failed", f"asked for {self.backend}, {ran.__name__} ran", 0.0)
         with self.results.open("a") as file:
             file.write(json.dumps({"cases": round(sum(self.total.values()))}) + "\n")
 
@@ -170,8 +177,16 @@ def _outcome(report, excinfo) -> tuple[str, str]:
     if report.skipped:
         return "skipped", str(excinfo.value) if excinfo is not None else ""
     if report.failed:
-        return "failed", f"{excinfo.typename}: {excinfo.value}".splitlines()[0] if excinfo is not None else "xpass"
+        return "failed", _what_failed(excinfo) if excinfo is not None else "it was expected to fail and passed"
     return "passed", ""
+
+
+def _what_failed(excinfo) -> str:
+    """The first line of an error and, of a comparison of tensors, how far apart they were."""
+    text = str(excinfo.value)
+    apart = re.search(r"Greatest absolute difference: (\S+)", text)
+    first = next(iter(text.splitlines()), "")
+    return f"{excinfo.typename}: {first}" + (f" {apart[0]}" if apart else "")
 
 
 @contextlib.contextmanager
