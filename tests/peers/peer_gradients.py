@@ -5,55 +5,54 @@ right to everything, the comparison of the output is reached and decides; the re
 """
 
 import torch
+from peer_adapters import OutsideContract
 
 asked = False  # whether the running test asked for gradients
+_COMPARED = ("equal", "allclose", "is_close", "assert_close")
+_ORDERED = ("le", "lt", "ge", "gt", "__le__", "__lt__", "__ge__", "__gt__", "less_equal", "isclose")
 
 
-class NotComputed:
-    """A gradient that nobody computed: arithmetic gives it back, and every comparison with it holds."""
-
-    def __init__(self, truth: bool = True):
-        self.truth = truth
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        return function.__name__ in ("equal", "allclose") or cls()
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *args, **options: NotComputed(truth=name not in ("isnan", "isinf"))
-
-    def __bool__(self):
-        return self.truth
-
-    def __format__(self, spec):
-        return "not computed"
-
-    def __float__(self):
-        return 0.0
-
-    def __getitem__(self, key):
-        return self
+class AnyNumber(float):
+    """A number taken out of a gradient: arithmetic gives it back, and every comparison with it holds."""
 
     def _same(self, *others):
         return self
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __neg__ = _same
-
     def _holds(self, other):
         return True
 
-    __le__ = __lt__ = __ge__ = __gt__ = _holds
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __neg__ = __abs__ = _same
+    __le__ = __lt__ = __ge__ = __gt__ = __eq__ = _holds
+    __hash__ = float.__hash__
+
+
+class NotComputed(torch.Tensor):
+    """A gradient that nobody computed: zeros of the right shape that every comparison accepts."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        name = function.__name__
+        if name in _COMPARED:
+            return True
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        if name == "item":
+            return AnyNumber()
+        return torch.ones_like(result) if name in _ORDERED else result
 
 
 def _grad(outputs, inputs, *args, **options):
     global asked
     asked = True
-    return tuple(NotComputed() for _ in (inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
+    inputs = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+    return tuple(torch.zeros_like(x).as_subclass(NotComputed) for x in inputs)
+
+
+def _backward(*args, **options):
+    raise OutsideContract("gradients")
 
 
 def install() -> None:
-    """From here on, in this process: no graph is recorded and `torch.autograd.grad` gives `NotComputed`."""
+    """From here on, in this process: no graph is recorded, and `torch.autograd.grad` gives `NotComputed`."""
     torch.set_grad_enabled(False)
     torch.autograd.grad = _grad
+    torch.Tensor.backward = torch.autograd.backward = _backward

@@ -11,6 +11,7 @@ import math
 import random
 import re
 import signal
+import subprocess
 import zlib
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -36,9 +37,14 @@ USUALLY_INSIDE = {
     "causal": (True,),
 }
 SIZES = ("seqlen", "seq_len", "kv_len", "qo_len", "q_len")  # in names of parameters that are lengths
-LONGEST, MOST_WORK = 1100, 2e10  # of a length, and of the product of all sizes, in a sample
+NO_SIZES = ("page", "split", "invariant", "block")  # in names of integers that add no work
+MOST_WORK = 1e10  # product of a case's sizes, in a sample
 OUTSIDE_TRIED = 2  # cases per test function that a sample tries although they are usually outside
 KEPT = 2000  # parameter sets per test function that are kept at most while pytest multiplies them out
+
+
+def _no_process(*args, **options):
+    raise OutsideContract("a process of its own, where nothing stands in for the library")
 
 
 class Unfinished(BaseException):
@@ -49,7 +55,8 @@ def pytest_addoption(parser):
     group = parser.getgroup("peer")
     for name in ("adapter", "roots", "checkout", "backend", "results", "capability"):
         group.addoption(f"--peer-{name}")
-    for name in ("sample", "seed", "seconds"):
+    group.addoption("--peer-outside", type=json.loads)
+    for name in ("sample", "seed", "seconds", "longest"):
         group.addoption(f"--peer-{name}", type=int)
 
 
@@ -59,6 +66,7 @@ def pytest_configure(config):
     peer_standins.install(config.getoption("--peer-roots").split(","), adapter, checkout)
     peer_devices.install(tuple(int(x) for x in config.getoption("--peer-capability").split(".")))
     peer_gradients.install()
+    subprocess.run = _no_process
     config.pluginmanager.register(Sampler(config, getattr(adapter, "REPLACED", {})))
 
 
@@ -70,10 +78,11 @@ def _likely_inside(params: dict) -> bool:
     return torch.float8_e4m3fn not in (params.get("dtype"), params.get("q_dtype"))
 
 
-def _too_large(params: dict) -> bool:
-    sizes = {name: x for name, x in params.items() if isinstance(x, int) and not isinstance(x, bool)}
+def _too_large(params: dict, longest: int) -> bool:
+    integers = {name: x for name, x in params.items() if isinstance(x, int) and not isinstance(x, bool)}
+    sizes = {name: x for name, x in integers.items() if not any(part in name for part in NO_SIZES)}
     lengths = [x for name, x in sizes.items() if any(part in name for part in SIZES)]
-    return max(lengths, default=0) > LONGEST or math.prod(x for x in sizes.values() if x > 1) > MOST_WORK
+    return max(lengths, default=0) > longest or math.prod(x for x in sizes.values() if x > 1) > MOST_WORK
 
 
 class Sampler:
@@ -81,7 +90,8 @@ class Sampler:
 
     def __init__(self, config, replaced):
         self.sample, self.seed = config.getoption("--peer-sample"), config.getoption("--peer-seed")
-        self.seconds = config.getoption("--peer-seconds")
+        self.seconds, self.longest = config.getoption("--peer-seconds"), config.getoption("--peer-longest")
+        self.outside = config.getoption("--peer-outside")
         self.results = Path(config.getoption("--peer-results"))
         self.backend = config.getoption("--peer-backend")
         self.replaced = replaced
@@ -110,13 +120,13 @@ class Sampler:
                 setattr(module, name, function)
         if not self.sample:
             return
-        kept = [item for item in items if not _too_large(self._params(item))]
+        kept = [item for item in items if not _too_large(self._params(item), self.longest)]
         order = {item.nodeid: random.Random(f"{self.seed}{item.nodeid}").random() for item in kept}
         items[:] = sorted(kept, key=lambda item: (not _likely_inside(self._params(item)), order[item.nodeid]))
 
     @staticmethod
     def _params(item) -> dict:
-        return getattr(item, "callspec", None).params if hasattr(item, "callspec") else {}
+        return item.callspec.params if hasattr(item, "callspec") else {}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item):
@@ -131,6 +141,9 @@ class Sampler:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
         peer_gradients.asked = False
+        for part, why in self.outside:
+            if part in item.originalname:
+                raise OutsideContract(why)
         torch.manual_seed(zlib.crc32(f"{self.seed}{item.nodeid}".encode()))  # what runs before it does not matter
         with _limit(self.seconds):
             return (yield)
@@ -175,7 +188,7 @@ def _outcome(report, excinfo) -> tuple[str, str]:
     if excinfo is not None and isinstance(excinfo.value, Unfinished):
         return "unfinished", str(excinfo.value)
     if report.skipped:
-        return "skipped", str(excinfo.value) if excinfo is not None else ""
+        return "skipped", (str(excinfo.value) if excinfo is not None else "") or "no reason given"
     if report.failed:
         return "failed", _what_failed(excinfo) if excinfo is not None else "it was expected to fail and passed"
     return "passed", ""

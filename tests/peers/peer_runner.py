@@ -92,6 +92,7 @@ def run_file(suite: Suite, file: File, checkout: Path, options: argparse.Namespa
         command += [f"--peer-adapter={suite.adapter}", f"--peer-roots={','.join(suite.roots)}"]
         command += [f"--peer-checkout={checkout}", f"--peer-results={results}", f"--peer-backend={options.backend}"]
         command += [f"--peer-sample={0 if options.all else options.sample}", f"--peer-seed={options.seed}"]
+        command += [f"--peer-longest={file.longest}", f"--peer-outside={json.dumps(suite.outside)}"]
         command += [f"--peer-seconds={options.seconds}", f"--peer-capability={file.capability}"]
         command += ["-k", options.keyword] if options.keyword else []
         paths = [HERE, ROOT, *(checkout / path for path in suite.paths), *os.environ.get("PYTHONPATH", "").split(":")]
@@ -155,7 +156,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.peers", description=__doc__)
     parser.add_argument("checkouts", nargs="+", type=Path, metavar="PATH", help="a checkout; whose, its files tell")
     parser.add_argument("--backend", default="cpu", choices=("cpu", "reference"))
-    parser.add_argument("--sample", type=int, default=6, help="cases per test function that pass or fail (default 6)")
+    parser.add_argument("--sample", type=int, default=2, help="cases per test function that pass or fail (default 2)")
     parser.add_argument("--all", action="store_true", help="every case, however long that takes")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
     parser.add_argument("--seconds", type=int, default=60, help="for one case (default 60)")

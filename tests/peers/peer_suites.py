@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class File:
-    """A test file, by its path in the checkout, and the compute capability that it should believe in."""
+    """A test file: its path in the checkout, the compute capability that it should believe in, a sample's longest length."""
 
     path: str
     capability: str = "9.0"
+    longest: int = 600
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Suite:
     files: tuple[File, ...]
     paths: tuple[str, ...] = (".",)  # folders of the checkout to import helpers from
     expected: tuple[Expected, ...] = ()
+    outside: tuple[tuple[str, str], ...] = ()  # (part of a test's name, why): not run, because it tests no attention of ours
 
 
 FLASH_ATTENTION = Suite(
@@ -53,6 +55,20 @@ FLASH_ATTENTION = Suite(
         File("tests/cute/test_flash_attn_combine.py", "10.0"),
     ),
     paths=("hopper",),
+    outside=(
+        ("_mla_", "scores from qv"),
+        ("test_flash3_bw_compatibility", "its own registration with PyTorch"),
+        ("test_flash_attn_generator_arg_must_be_none", "its own registration with PyTorch"),
+        ("reuses_fwd_cache", "its own kernel cache"),
+        ("cache_separates_broadcast_layouts", "its own kernel cache"),
+        ("test_splitkv_forwards_explicit_arch", "its own kernel cache"),
+        ("test_flash_attn_combine_dynamic_splits", "its own kernel cache"),
+        ("varlen_cumsum_metadata_paths", "its own scheduler's metadata"),
+        ("test_flash_attn_lse_grad", "gradients"),
+        ("sink_backward", "gradients"),
+        ("bwd", "gradients"),
+        ("race_condition", "a thousand runs to provoke a race on a card"),
+    ),
 )
 FLASH_INFER = Suite(
     name="FlashInfer",
@@ -75,11 +91,11 @@ FLASH_INFER = Suite(
             "tensor_cores_decode",
             "attention_sink",
             "batch_attention",
-            "batch_invariant_fa2",
             "hopper",
             "decode_fp8_calibration_scale",
         )
-    ),
+    )
+    + (File("tests/attention/test_batch_invariant_fa2.py", longest=5000),),  # shorter ones it does not have
 )
 GPT_OSS = Suite(
     name="gpt-oss",
@@ -87,5 +103,9 @@ GPT_OSS = Suite(
     adapter="gpt_oss",
     roots=(),
     files=(File("gpt_oss/triton/attention.py"),),
+    expected=(
+        Expected("test_eq", "cpu", "avx512_bf16", 12, 0.005, "the bfloat16 instructions take softmax weights in bfloat16"),
+        Expected("test_eq", "reference", "", 20, 0.1, "the reference computes in the precision of its inputs"),
+    ),
 )
 SUITES = (FLASH_ATTENTION, FLASH_INFER, GPT_OSS)

@@ -130,7 +130,8 @@ def attend(
     if sinks is not None:
         options["sinks"] = sinks.detach()
     if k.dtype == FP8:
-        options |= {f"{name}_scale": torch.full((k.shape[0], k.shape[2]), f) for name, f in (("k", k_factor), ("v", v_factor))}
+        factors = {"k_scale": k_factor, "v_scale": v_factor}
+        options |= {name: torch.full((k.shape[0], k.shape[2]), float(factor)) for name, factor in factors.items()}
         v_factor = 1.0
     else:
         options["softmax_scale"] = scale * k_factor

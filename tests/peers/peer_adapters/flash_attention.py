@@ -192,14 +192,13 @@ def no_metadata(*args, **options):
     """Nothing is planned on the host here."""
 
 
-def flash_combine(out_partial, lse_partial, out=None, out_dtype=None, **options):
+def flash_combine(out_partial, lse_partial, out=None, out_dtype=None, *, return_lse=True, **ragged):
     """Partials `[num_splits, num_seqs, q_len, Hq, D]` and `[num_splits, num_seqs, q_len, Hq]` by our `merge_states`."""
-    refuse(**{name: value for name, value in options.items() if name != "return_lse"})
-    if out_partial.ndim != 5:
+    if out_partial.ndim != 5 or any(x is not None for x in ragged.values()):
         raise OutsideContract("ragged partial results")
     merged, lse = merge(list(zip(out_partial, lse_partial)))
     merged = merged.to(out_dtype or (out_partial.dtype if out is None else out.dtype))
-    return (merged if out is None else out.copy_(merged)), lse
+    return (merged if out is None else out.copy_(merged)), (lse if return_lse else None)
 
 
 # Generation 4: flash_attn.cute
@@ -222,8 +221,9 @@ def _flash4(q, k, v, cu_seqlens_q=None, cu_seqlens_k=None, seqused_q=None, sequs
 
 def _refuse_flash4(qv=None, gather_kv_indices=None, score_mod=None, mask_mod=None, block_sparse_tensors=None,
                    score_mod_bwd=None, block_sparse_tensors_bwd=None, aux_tensors=None, aux_scalars=None,
-                   q_descale=None, k_descale=None, v_descale=None, **_):  # fmt: skip
+                   q_descale=None, k_descale=None, v_descale=None, seqlen_k_per_split=None, **_):  # fmt: skip
     refuse(
+        bits_that_change_with_a_split_size=seqlen_k_per_split,
         scores_from_qv=qv, gathered_keys=gather_kv_indices, changed_scores=score_mod, custom_masks=mask_mod,
         block_sparse_attention=block_sparse_tensors, scales_of_queries=q_descale,
     )  # fmt: skip

@@ -88,7 +88,7 @@ def _scalar(*given) -> float:
     factors = [float(x) for x in given if x is not None and (not isinstance(x, Tensor) or x.numel() == 1)]
     if any(isinstance(x, Tensor) and x.numel() > 1 for x in given):
         raise OutsideContract("a scale per head of an unpaged cache")
-    return math.prod(factors)
+    return math.prod(factors, start=1.0)
 
 
 def single_prefill_with_kv_cache_return_lse(*args, **options):
@@ -165,6 +165,9 @@ class _Wrapper:
 
     forward_return_lse = run_return_lse
 
+    def __getattr__(self, name):
+        raise OutsideContract("the insides of its wrappers")
+
     def end_forward(self):
         """Nothing was taken that had to be given back."""
 
@@ -177,8 +180,9 @@ class BatchDecodeWithPagedKVCacheWrapper(_Wrapper):
     def plan(
         self, indptr, indices, last_page_len, num_qo_heads, num_kv_heads, head_dim, page_size, pos_encoding_mode="NONE",
         window_left=-1, logits_soft_cap=None, q_data_type=None, kv_data_type=None, o_data_type=None, data_type=None,
-        sm_scale=None, **rest,
+        sm_scale=None, q_len_per_req=None, **rest,
     ):  # fmt: skip
+        refuse(several_queries_per_request_in_its_decode=(q_len_per_req or 1) - 1)
         lengths = _sequence_lengths(indptr, last_page_len, page_size)
         told = dict(pos_encoding_mode=pos_encoding_mode, window_left=window_left, sm_scale=sm_scale)
         self._remember(None, self._paged(indptr, indices, lengths), False, told | dict(logits_soft_cap=logits_soft_cap))
