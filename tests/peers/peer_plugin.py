@@ -40,6 +40,7 @@ SIZES = ("seqlen", "seq_len", "kv_len", "qo_len", "q_len")  # in names of parame
 NO_SIZES = ("page", "split", "invariant", "block")  # in names of integers that add no work
 MOST_WORK = 1e10  # product of a case's sizes, in a sample
 OUTSIDE_TRIED = 2  # cases per test function that a sample tries although they are usually outside
+AGAIN = 0.1  # seconds until a limit that came at a bad moment comes again
 KEPT = 2000  # parameter sets per test function that are kept at most while pytest multiplies them out
 
 
@@ -202,9 +203,20 @@ def _what_failed(excinfo) -> str:
     return f"{excinfo.typename}: {first}" + (f" {apart[0]}" if apart else "")
 
 
+def _importing(frame) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 @contextlib.contextmanager
 def _limit(seconds: int):
     def stop(signum, frame):
+        if _importing(frame):  # a module that is left half imported would fail every test after this one
+            signal.setitimer(signal.ITIMER_REAL, AGAIN)
+            return
         raise Unfinished(f"not done after {seconds} s")
 
     before = signal.signal(signal.SIGALRM, stop)

@@ -66,9 +66,9 @@ def _kvcache(
     count = len(cu_seqlens_q) - 1 if cu_seqlens_q is not None else len(q)
     if not isinstance(cache_seqlens, Tensor):
         cache_seqlens = torch.full((count,), k_cache.shape[1] if cache_seqlens is None else cache_seqlens)
-    pages = Pages.dense(k_cache, v_cache) if table is None else Pages(k_cache, v_cache, table.int(), cache_seqlens)
-    pages = pages.rows(torch.arange(count) if cache_batch_idx is None else cache_batch_idx)
-    pages = Pages(pages.k, pages.v, pages.table, cache_seqlens.int())
+    where = Pages.dense(k_cache, v_cache).table if table is None else table.int()
+    rows = where[:count] if cache_batch_idx is None else where[cache_batch_idx.long()]
+    pages = Pages(k_cache, v_cache, rows, cache_seqlens.int())
     if pages.k.dtype != q.dtype:
         raise OutsideContract(f"a {pages.k.dtype} cache under {q.dtype} queries".replace("torch.", ""))
     if k is not None:
