@@ -21,7 +21,9 @@ class AnyNumber(float):
     def _holds(self, other):
         return True
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __neg__ = __abs__ = _same
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __neg__ = __abs__ = (
+        _same
+    )
     __le__ = __lt__ = __ge__ = __gt__ = __eq__ = _holds
     __hash__ = float.__hash__
 

@@ -88,7 +88,16 @@ def run_file(suite: Suite, file: File, checkout: Path, options: argparse.Namespa
         results = Path(scratch) / "results"
         results.touch()
         command = [sys.executable, "-m", "pytest", "-p", "peer_plugin", "-p", "no:cacheprovider", "--noconftest"]
-        command += ["-c", os.devnull, f"--rootdir={checkout}", "--import-mode=importlib", "-q", "--tb=no", "-W", "ignore"]
+        command += [
+            "-c",
+            os.devnull,
+            f"--rootdir={checkout}",
+            "--import-mode=importlib",
+            "-q",
+            "--tb=no",
+            "-W",
+            "ignore",
+        ]
         command += [f"--peer-adapter={suite.adapter}", f"--peer-roots={','.join(suite.roots)}"]
         command += [f"--peer-checkout={checkout}", f"--peer-results={results}", f"--peer-backend={options.backend}"]
         command += [f"--peer-sample={0 if options.all else options.sample}", f"--peer-seed={options.seed}"]
@@ -138,7 +147,10 @@ def report(tallies: Sequence[Tally]) -> str:
         for line in tally.lines:
             if line["outcome"] == "unfinished":
                 text.append(f"UNFINISHED {tally.suite.name} {line['id']}: {line['reason']}")
-    text += ["", "| peer | commit | cases | run | passed | of these forward only | failed | outside | unfinished | skipped | s |"]
+    text += [
+        "",
+        "| peer | commit | cases | run | passed | of these forward only | failed | outside | unfinished | skipped | s |",
+    ]
     text += ["|---" * 11 + "|"]
     for tally in tallies:
         counts = [tally.count(o) for o in OUTCOMES]

@@ -38,7 +38,9 @@ class Suite:
     files: tuple[File, ...]
     paths: tuple[str, ...] = (".",)  # folders of the checkout to import helpers from
     expected: tuple[Expected, ...] = ()
-    outside: tuple[tuple[str, str], ...] = ()  # (part of a test's name, why): not run, because it tests no attention of ours
+    outside: tuple[
+        tuple[str, str], ...
+    ] = ()  # (part of a test's name, why): not run, because it tests no attention of ours
 
 
 FLASH_ATTENTION = Suite(
@@ -104,7 +106,9 @@ GPT_OSS = Suite(
     roots=(),
     files=(File("gpt_oss/triton/attention.py"),),
     expected=(
-        Expected("test_eq", "cpu", "avx512_bf16", 12, 0.005, "the bfloat16 instructions take softmax weights in bfloat16"),
+        Expected(
+            "test_eq", "cpu", "avx512_bf16", 12, 0.005, "the bfloat16 instructions take softmax weights in bfloat16"
+        ),
         Expected("test_eq", "reference", "", 20, 0.1, "the reference computes in the precision of its inputs"),
     ),
 )

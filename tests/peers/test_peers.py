@@ -16,7 +16,7 @@ from swa_attn import native
 
 # A library's test file as this project would write one: a right use, a wrong expectation, a feature that is outside, a loop
 # that does not end, a skip, gradients, and the same comparison with an adapter whose window is one too wide.
-FAKE_TESTS = '''
+FAKE_TESTS = """
 import pytest
 import torch
 import peer_adapters
@@ -88,7 +88,7 @@ def test_gradients(then):
 @pytest.mark.parametrize("y", range(10))
 def test_many(x, y):
     pass
-'''
+"""
 OUTCOMES = {
     "test_right": ("passed", ""),
     "test_wrong": ("failed", "AssertionError: windows differ"),
@@ -202,13 +202,21 @@ def test_detection_is_by_files(tmp_path):
 
 @pytest.mark.parametrize(
     "causal, left, right, longest, window",
-    [(True, 7, None, 5, 8), (True, None, None, 5, None), (False, 0, 0, 5, 1), (False, 3, None, 1, 4), (False, 3, 9, 1, 4)],
+    [
+        (True, 7, None, 5, 8),
+        (True, None, None, 5, None),
+        (False, 0, 0, 5, 1),
+        (False, 3, None, 1, 4),
+        (False, 3, 9, 1, 4),
+    ],
 )
 def test_windows_count_the_query_itself(causal, left, right, longest, window):
     assert visible_window(causal, left, right, longest) == window
 
 
-@pytest.mark.parametrize("causal, left, right, longest", [(False, None, None, 2), (False, 3, 1, 2), (True, -1, 0, 1), (False, 0, -1, 1)])
+@pytest.mark.parametrize(
+    "causal, left, right, longest", [(False, None, None, 2), (False, 3, 1, 2), (True, -1, 0, 1), (False, 0, -1, 1)]
+)
 def test_masks_that_no_window_says(causal, left, right, longest):
     with pytest.raises(OutsideContract):
         visible_window(causal, left, right, longest)

@@ -162,7 +162,9 @@ def attend_in_chunks(q: Tensor, cu_seqlens_q: Tensor, pages: Pages, chunk: int, 
     rows = torch.diff(head, append=torch.tensor([len(sequence)]))
     first = which[head] * chunk
     last = position[head] + rows
-    return attend(q, bounds(rows), pages.spans(sequence[head], first.clamp(min=0), last - first.clamp(min=0)), **options)
+    return attend(
+        q, bounds(rows), pages.spans(sequence[head], first.clamp(min=0), last - first.clamp(min=0)), **options
+    )
 
 
 def attend_each_alone(q: Tensor, cu_seqlens_q: Tensor, pages: Pages, **options) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,9 @@ def _mask(causal: bool, window_size, unlimited: int | None, longest_q: int) -> i
     return visible_window(causal, left, 0 if causal else right, longest_q)
 
 
-def _attend(q: Tensor, cu_seqlens_q: Tensor, pages: Pages, attention_chunk: int = 0, **options) -> tuple[Tensor, Tensor]:
+def _attend(
+    q: Tensor, cu_seqlens_q: Tensor, pages: Pages, attention_chunk: int = 0, **options
+) -> tuple[Tensor, Tensor]:
     if attention_chunk:
         return attend_in_chunks(q, cu_seqlens_q, pages, attention_chunk, **options)
     return attend(q, cu_seqlens_q, pages, **options)

@@ -102,7 +102,9 @@ def single_decode_with_kv_cache(
     refuse(rotary_inside_the_op=pos_encoding_mode, **rest)
     k, v = (_nhd(x, kv_layout)[None] for x in (k, v))
     window = visible_window(False, _edge(window_left), None, 1)
-    options = dict(scale=sm_scale, softcap=logits_soft_cap, k_factor=_scalar(q_scale, k_scale), v_factor=_scalar(v_scale))
+    options = dict(
+        scale=sm_scale, softcap=logits_soft_cap, k_factor=_scalar(q_scale, k_scale), v_factor=_scalar(v_scale)
+    )
     out, lse = attend(q[None], torch.tensor([0, 1]), Pages.dense(k, v), window=window, **options)
     out, lse = _result(out[0], lse[0], True)
     return (out, lse) if return_lse else out
@@ -212,7 +214,9 @@ class BatchPrefillWithRaggedKVCacheWrapper(_Wrapper):
         packed_custom_mask=None, causal=False, pos_encoding_mode="NONE", **told,
     ):  # fmt: skip
         starts, lengths = kv_indptr.cpu()[:-1], kv_indptr.cpu().diff()
-        told |= dict(custom_mask=custom_mask, packed_custom_mask=packed_custom_mask, pos_encoding_mode=pos_encoding_mode)
+        told |= dict(
+            custom_mask=custom_mask, packed_custom_mask=packed_custom_mask, pos_encoding_mode=pos_encoding_mode
+        )
         self._remember(qo_indptr, lambda k, v: Pages.ragged(k, v, starts, lengths), causal, told)
 
     begin_forward = plan
