@@ -72,32 +72,30 @@ FLASH_ATTENTION = Suite(
         ("race_condition", "a thousand runs to provoke a race on a card"),
     ),
 )
+FLASH_INFER_FILES = (  # name, longest length of a sample
+    ("sliding_window", 600),
+    ("logits_cap", 600),
+    ("batch_decode_kernels", 600),
+    ("batch_prefill_kernels", 600),
+    ("single_prefill", 600),
+    ("non_contiguous_decode", 600),
+    ("non_contiguous_prefill", 600),
+    ("decode_prefill_lse", 600),
+    ("shared_prefix_kernels", 600),
+    ("page", 600),
+    ("tensor_cores_decode", 600),
+    ("attention_sink", 600),
+    ("batch_attention", 600),
+    ("hopper", 600),
+    ("decode_fp8_calibration_scale", 600),
+    ("batch_invariant_fa2", 5000),  # it has no shorter ones
+)
 FLASH_INFER = Suite(
     name="FlashInfer",
     marks=("flashinfer/decode.py", "tests/attention"),
     adapter="flash_infer",
     roots=("flashinfer",),
-    files=tuple(
-        File(f"tests/attention/test_{name}.py")
-        for name in (
-            "sliding_window",
-            "logits_cap",
-            "batch_decode_kernels",
-            "batch_prefill_kernels",
-            "single_prefill",
-            "non_contiguous_decode",
-            "non_contiguous_prefill",
-            "decode_prefill_lse",
-            "shared_prefix_kernels",
-            "page",
-            "tensor_cores_decode",
-            "attention_sink",
-            "batch_attention",
-            "hopper",
-            "decode_fp8_calibration_scale",
-        )
-    )
-    + (File("tests/attention/test_batch_invariant_fa2.py", longest=5000),),  # shorter ones it does not have
+    files=tuple(File(f"tests/attention/test_{name}.py", longest=longest) for name, longest in FLASH_INFER_FILES),
 )
 GPT_OSS = Suite(
     name="gpt-oss",

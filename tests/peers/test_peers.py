@@ -1,4 +1,4 @@
-"""The machinery that runs other libraries' tests: that it can say passed, failed and outside, and each for the right reason."""
+"""The machinery that runs other libraries' tests: it tells passed, failed and outside apart, each for the right reason."""
 
 import argparse
 import math
@@ -238,7 +238,7 @@ def test_refusals_look_at_values():
     refuse(dropout=0.0, mask=None, rotary="NONE", graphs=False)
     with pytest.raises(OutsideContract, match="rotary inside"):
         refuse(rotary_inside=torch.zeros(2))
-    with pytest.raises(OutsideContract, match="flashinfer.gemm.bmm"):
+    with pytest.raises(OutsideContract, match=r"flashinfer\.gemm\.bmm"):
         StandIn("flashinfer").gemm.bmm(1)
     assert StandIn("flashinfer").is_sm12x_supported() is False
 

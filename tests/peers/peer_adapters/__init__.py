@@ -89,7 +89,7 @@ class Pages:
         return pages.long() * page_size + position.long() % page_size
 
     def spans(self, sequence: Tensor, first: Tensor, lengths: Tensor) -> "Pages":
-        """New sequences, each some consecutive tokens of one of these. A token becomes a page, without a copy if strides allow."""
+        """New sequences, each some consecutive tokens of one of these; a token becomes a page, copied only if strides need it."""
         lengths = lengths.clamp(min=0)
         width = max(1, int(lengths.max()) if len(lengths) else 0)
         last = self.table.shape[1] * self.k.shape[1] - 1
@@ -150,7 +150,7 @@ def attend(
 
 
 def attend_in_chunks(q: Tensor, cu_seqlens_q: Tensor, pages: Pages, chunk: int, **options) -> tuple[Tensor, Tensor]:
-    """`attend`, with the positions cut into chunks of `chunk` that do not see each other: a chunk is a sequence of its own."""
+    """`attend`, with positions cut into chunks of `chunk` that do not see each other: each is a sequence of its own."""
     lengths_q = cu_seqlens_q.diff().long()
     sequence = torch.repeat_interleave(torch.arange(len(lengths_q)), lengths_q)
     within = torch.arange(len(sequence)) - cu_seqlens_q[:-1].long()[sequence]
