@@ -302,3 +302,11 @@ def test_gradients_compare_as_right_and_nothing_else_does():
     assert (gradient - 1).abs().max().item() <= -1e9 and torch.equal(gradient, torch.ones(3))
     assert not gradient.isnan().any()
     assert not torch.equal(torch.zeros(3), torch.ones(3))
+
+
+def test_the_docs_list_every_expected_failure():
+    text = (peer_runner.ROOT / "docs" / "peer_suites.md").read_text()
+    for suite in SUITES:
+        for e in suite.expected:
+            where = ", ".join(filter(None, (e.backend, e.level)))
+            assert f"| {suite.name} `{e.part}` | {where} | {e.at_most} | {e.within:g} | {e.why} |" in text

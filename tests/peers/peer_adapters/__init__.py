@@ -89,7 +89,7 @@ class Pages:
         return pages.long() * page_size + position.long() % page_size
 
     def spans(self, sequence: Tensor, first: Tensor, lengths: Tensor) -> "Pages":
-        """New sequences, each some consecutive tokens of one of these; a token becomes a page, copied only if strides need it."""
+        """New sequences, each a run of tokens of one of these; a token becomes a page, copied only if strides need it."""
         lengths = lengths.clamp(min=0)
         width = max(1, int(lengths.max()) if len(lengths) else 0)
         last = self.table.shape[1] * self.k.shape[1] - 1
