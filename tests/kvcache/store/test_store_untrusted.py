@@ -542,19 +542,20 @@ class Shared(RemoteStore):
         self.values = values
         super().__init__("shared", namespace=b"m", layout=b"", options=RemoteOptions(workers=1, mac_key=mac_key))
 
-    def _send(self, name: str, header: bytes, payload: list[Bytes]) -> None:
+    def _send(self, name: str, header: bytes, payload: list[Bytes], until: float) -> None:
         self.values[name] = b"".join([header, *payload])
 
-    def _fetch(self, name: str, nbytes: int) -> bytes | str:
+    def _fetch(self, name: str, nbytes: int, until: float) -> bytes | str:
         value = self.values.get(name)
         return "absent" if value is None else value if len(value) == nbytes else "size"
 
-    def _exists(self, name: str) -> bool:
+    def _exists(self, name: str, until: float) -> bool:
         return name in self.values
 
-    def _touch(self, name: str) -> None: ...
+    def _touch(self, name: str, until: float) -> bool:
+        return name in self.values
 
-    def _remove(self, name: str) -> None:
+    def _remove(self, name: str, until: float) -> None:
         self.values.pop(name, None)
 
     def _disconnect(self) -> None: ...
