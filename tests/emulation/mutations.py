@@ -1,9 +1,9 @@
-"""Planted mistakes in the kernels of csrc/cuda, to see that the tests find each of them.
+"""Planted mistakes in the kernels of csrc/cuda, and in those of csrc/cpu, to see that the tests find each of them.
 
     python tests/emulation/mutations.py [word in the name ...]
 
 Works on a copy of the checkout in a temporary folder: there, one mistake after the other is made, the kernels are built
-anew, and the mutation's tests must fail, by a report of the emulator or by wrong numbers.
+anew (with the emulator, or into the native library), and the mutation's tests must fail, by a report or by wrong numbers.
 """
 
 import os
@@ -43,7 +43,8 @@ SM90_PREFILL = (
 
 @dataclass(frozen=True)
 class Mutation:
-    """`old`, which must occur exactly once in `file`, becomes `new`; one of `tests` (pytest's -k: emulated) must fail."""
+    """`old`, which must occur exactly once in `file`, becomes `new`; one of `tests` must fail, where it runs the kernels of
+    the file: in the emulator, or on the backend `cpu`."""
 
     name: str
     file: str
@@ -51,12 +52,34 @@ class Mutation:
     new: str
     tests: tuple[str, ...] = PAGES
 
+    @property
+    def backend(self) -> str:
+        return "emulat" if self.file.startswith(CUDA) else "cpu"
+
 
 APPEND, COPY, MERGE = (f"{CUDA}/kernels/smxx_{op}.cuh" for op in ("append_kv", "copy_pages", "merge_states"))
 HOST_APPEND, HOST_COPY, HOST_MERGE = (file.removesuffix("h") for file in (APPEND, COPY, MERGE))
 FP8, ELEMENT, POOL = f"{CUDA}/tile/fp8.cuh", f"{CUDA}/tile/element.cuh", f"{CUDA}/attention/page_pool.cuh"
 
+CPU_ATTENTION, BOUNDS = "csrc/cpu/isa/attention.cpp", ("tests/ops/test_error_bounds.py",)
+
 MUTATIONS = (
+    Mutation(
+        "cpu: weights rounded twice",
+        CPU_ATTENTION,
+        "    Product::pack(scores, kTileKeys, weights);",
+        "    for (int64_t j = 0; j < kTileKeys; ++j)\n"
+        "      scores[j] = from_bfloat16(to_bfloat16(scores[j] * 1.5f)) / 1.5f;\n"
+        "    Product::pack(scores, kTileKeys, weights);",
+        BOUNDS,
+    ),
+    Mutation(
+        "cpu: lse off by 1e-4", CPU_ATTENTION, "+ std::log(total_[row]);", "+ std::log(total_[row]) + 1e-4f;", BOUNDS
+    ),
+    Mutation("cpu: sink counted twice", CPU_ATTENTION, "p_.sinks ? std::exp(", "p_.sinks ? 2 * std::exp(", BOUNDS),
+    Mutation(
+        "cpu: window narrower by one", CPU_ATTENTION, "position - p_.window + 1)", "position - p_.window + 2)", BOUNDS
+    ),
     *(Mutation(name, f"{CUDA}/{file}", old, new, ATTENTION) for name, file, old, new in ATTENTION_MUTATIONS),
     *(
         Mutation(name, f"{CUDA}/{file}", old, new, SM90_SWA_PREFILL)
@@ -154,8 +177,13 @@ class Copy:
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", folder)
 
-    def run_tests(self, tests: tuple[str, ...]) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", "emulat", *tests]
+    def run_tests(self, tests: tuple[str, ...], backend: str = "emulat") -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", backend, *tests]
+        if backend == "cpu":
+            self._run([sys.executable, "csrc/build.py", "cpu"]).check_returncode()
+        return self._run(command)
+
+    def _run(self, command: list[str]) -> subprocess.CompletedProcess:
         environment = {**os.environ, "PYTHONPATH": str(self.folder)}
         return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
 
@@ -168,7 +196,7 @@ class Copy:
             return f"{mutation.old!r} occurs {count} times in {mutation.file}"
         file.write_text(original.replace(mutation.old, mutation.new))
         try:
-            result = self.run_tests(mutation.tests)
+            result = self.run_tests(mutation.tests, mutation.backend)
         finally:
             file.write_text(original)
         if "BuildError" in result.stdout:
@@ -181,8 +209,8 @@ def main(words: list[str]) -> int:
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(Path(folder))
-        for tests in {m.tests for m in chosen}:
-            result = copy.run_tests(tests)
+        for tests, backend in {(m.tests, m.backend) for m in chosen}:
+            result = copy.run_tests(tests, backend)
             if result.returncode:
                 print("the tests fail without any mutation:\n" + result.stdout[-3000:])
                 return 1

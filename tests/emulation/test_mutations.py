@@ -16,9 +16,9 @@ def copy(tmp_path_factory) -> Copy:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tests", sorted({m.tests for m in MUTATIONS}), ids=str)
-def test_without_a_mutation_the_tests_pass(copy, tests):
-    result = copy.run_tests(tests)
+@pytest.mark.parametrize("tests, backend", sorted({(m.tests, m.backend) for m in MUTATIONS}), ids=str)
+def test_without_a_mutation_the_tests_pass(copy, tests, backend):
+    result = copy.run_tests(tests, backend)
     assert result.returncode == 0, result.stdout[-3000:]
 
 
