@@ -9,6 +9,8 @@ pages of the host caches, a negative id is absent. A kernel touches a block-tabl
 key: every other entry, and everything invisible inside a page, may be garbage.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch import library as torch_library
@@ -79,16 +81,32 @@ def _attention(name, check):
     return {name: (functional, fake_functional), f"{name}.out": (into, fake_into)}
 
 
+def _rows(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """`[..., heads, dim]` and `[..., heads]` as `[rows, heads, dim]` and `[rows, heads]`, without a copy if one stride
+    can tell the rows apart; out's last dimension becomes contiguous."""
+    *leading, heads, dim = out.shape
+    if dim > 1 and out.stride(-1) != 1:
+        out = out.contiguous()
+    rows = math.prod(leading)
+    return out.reshape(rows, heads, dim), lse.reshape(rows, heads)
+
+
+def _empty_merged(out_a, lse_a):
+    return (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (out_a, lse_a))
+
+
 def _merge_states(out_a, lse_a, out_b, lse_b, *, sinks=None):
     _checks.check_merge_states(out_a, lse_a, out_b, lse_b, sinks)
-    out, lse = torch.empty_like(out_a), torch.empty_like(lse_a)
-    backends.run("merge_states", out_a, None, out_a, lse_a, out_b, lse_b, sinks=sinks, out=out, lse=lse)
+    out, lse = _empty_merged(out_a, lse_a)
+    out_rows, lse_rows = _rows(out, lse)
+    partials = *_rows(out_a, lse_a), *_rows(out_b, lse_b)
+    backends.run("merge_states", out_a, None, *partials, sinks=sinks, out=out_rows, lse=lse_rows)
     return out, lse
 
 
 def _fake_merge_states(out_a, lse_a, out_b, lse_b, *, sinks=None):
     _checks.check_merge_states(out_a, lse_a, out_b, lse_b, sinks)
-    return torch.empty_like(out_a), torch.empty_like(lse_a)
+    return tuple(_empty_merged(out_a, lse_a))
 
 
 def _copy_pages(src, dst, src_pages, dst_pages, **scales):
@@ -281,12 +299,14 @@ def merge_states(
     The partials must have been computed without sinks; give `sinks` to the last merge, so that they count once.
 
     Args:
-        out_a, out_b: `[..., num_q_heads, v_head_dim]`, float32, bfloat16 or float16, contiguous.
-        lse_a, lse_b: float32 `[..., num_q_heads]`; -inf marks a partial that saw no key, whose out is not read.
+        out_a, out_b: `[..., num_q_heads, v_head_dim]`, float32, bfloat16 or float16, any strides.
+        lse_a, lse_b: float32 `[..., num_q_heads]`, any strides (FlashAttention's `[num_q_heads, total_q]`, transposed).
+            -inf marks a partial that saw no key, and so does +inf, which FlashAttention writes there; its out is not
+            read. NaN makes the row NaN.
         sinks: `[num_q_heads]` or None.
 
     Returns:
-        out in out_a's dtype and lse float32 (without the sink); an empty row stays out 0, lse -inf.
+        out in out_a's dtype and lse float32 (without the sink), both contiguous; an empty row is out 0, lse -inf.
 
     Raises:
         ValueError, TypeError, NotImplementedError: as in `prefill`.
