@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 from torch import library as torch_library
+from torch._ops import OpOverload
 
 from . import _checks, backends
 
@@ -50,25 +51,51 @@ def _check_host_caches(op, x, k_host_cache=None, v_host_cache=None, **_):
     _checks.check_pinned(op, x.device, k_host_cache=k_host_cache, v_host_cache=v_host_cache)
 
 
+# Tensors in the order in which `check_written` takes them: what is written comes first.
+_APPEND_NAMES = [
+    "k_cache",
+    "v_cache",
+    "k_host_cache",
+    "v_host_cache",
+    "key",
+    "value",
+    "slot_mapping",
+    "k_scale",
+    "v_scale",
+]
+_CACHE_NAMES = "k_scale", "v_scale", "k_host_cache", "v_host_cache"
+
+
 def _append_kv(key, value, k_cache, v_cache, slot_mapping, **options):
     _checks.check_append_kv(key, value, k_cache, v_cache, slot_mapping, **options)
     _check_host_caches("append_kv", key, **options)
+    pools = k_cache, v_cache, options.get("k_host_cache"), options.get("v_host_cache")
+    read = key, value, slot_mapping, options.get("k_scale"), options.get("v_scale")
+    _checks.check_written("append_kv", _APPEND_NAMES, (*pools, *read), 4)
     backends.run("append_kv", key, k_cache, key, value, k_cache, v_cache, slot_mapping, **options)
 
 
 def _attention(name, check):
     """The implementations of an attention op's two overloads, by name (prefill or decode) and argument check."""
+    where_names = ["block_table", "seqlens_k", "cu_seqlens_q"][: 3 if name == "prefill" else 2]
+    names = ["out", "lse", "q", "k_cache", "v_cache", *where_names, "sinks", *_CACHE_NAMES]
+
+    def run(q, k_cache, v_cache, *where, **options):
+        options["window"] = min(options.get("window", -1), _checks.MAX_WINDOW)
+        backends.run(name, q, k_cache, q, k_cache, v_cache, *where, **options)
 
     def into(q, k_cache, v_cache, *where, out, lse, **options):
         check(q, k_cache, v_cache, *where, **options, out=out, lse=lse)
         _check_host_caches(name, q, **options)
-        backends.run(name, q, k_cache, q, k_cache, v_cache, *where, **options, out=out, lse=lse)
+        rest = (options.get(key) for key in ("sinks", *_CACHE_NAMES))
+        _checks.check_written(name, names, (out, lse, q, k_cache, v_cache, *where, *rest), 2)
+        run(q, k_cache, v_cache, *where, **options, out=out, lse=lse)
 
     def functional(q, k_cache, v_cache, *where, **options):
         check(q, k_cache, v_cache, *where, **options)
         _check_host_caches(name, q, **options)
         out, lse = _empty_outputs(q, v_cache)
-        backends.run(name, q, k_cache, q, k_cache, v_cache, *where, **options, out=out, lse=lse)
+        run(q, k_cache, v_cache, *where, **options, out=out, lse=lse)
         return out, lse
 
     def fake_into(q, k_cache, v_cache, *where, out, lse, **options):
@@ -113,6 +140,7 @@ def _copy_pages(src, dst, src_pages, dst_pages, **scales):
     _checks.check_copy_pages(src, dst, src_pages, dst_pages, **scales)
     where = src if src.device.type != "cpu" else dst  # a transfer to or from a GPU is the GPU's work
     _checks.check_pinned("copy_pages", where.device, src=src, dst=dst)
+    _checks.check_copy_written(src, dst, src_pages, dst_pages, **scales)
     backends.run("copy_pages", where, None, src, dst, src_pages, dst_pages, **scales)
 
 
@@ -123,10 +151,25 @@ _IMPLEMENTATIONS = {
     "merge_states": (_merge_states, _fake_merge_states),
     "copy_pages": (_copy_pages, _checks.check_copy_pages),
 }
+
+
+def _refuse_odd_tensors(name: str, key: str):
+    """An implementation that names the argument which torch has another dispatch key for."""
+    op = name.partition(".")[0]
+    schema = getattr(getattr(torch.ops.swa_attn, op), name.partition(".")[2] or "default")._schema
+    names = [argument.name for argument in schema.arguments]
+    return lambda *args, **options: _checks.refuse_odd_tensors(op, key, dict(zip(names, args)) | options)
+
+
 for _name, (_implementation, _fake) in _IMPLEMENTATIONS.items():
     _library.impl(_name, _implementation, "CPU")
     _library.impl(_name, _implementation, "CUDA")
     torch_library.register_fake(f"swa_attn::{_name}", _fake, lib=_library)
+    for _key in _checks.ODD_TENSORS:
+        _library.impl(_name, _refuse_odd_tensors(_name, _key), _key)
+
+
+_NUMBERS, _WINDOWS = (float, type(None)), (int, type(None))
 
 
 def append_kv(
@@ -159,7 +202,8 @@ def append_kv(
         NotImplementedError: an argument requires grad.
         IndexError: (CPU backends) a slot lies outside the pools; nothing has been written to it.
     """
-    torch.ops.swa_attn.append_kv(
+    _call(
+        torch.ops.swa_attn.append_kv.default,
         key,
         value,
         k_cache,
@@ -221,8 +265,10 @@ def prefill(
         NotImplementedError: an argument requires grad, or the one backend asked for lacks this case.
         IndexError: (CPU backends) the block table points outside the pools for a page that holds a visible key.
     """
+    if not (type(softmax_scale) in _NUMBERS and type(softcap) is float and type(window) in _WINDOWS):
+        _checks.require_numbers("prefill", softmax_scale, softcap, window)
     options = dict(
-        softmax_scale=q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale,
+        softmax_scale=softmax_scale,
         window=-1 if window is None else window,
         softcap=softcap,
         sinks=sinks,
@@ -268,8 +314,10 @@ def decode(
     Raises:
         As `prefill`.
     """
+    if not (type(softmax_scale) in _NUMBERS and type(softcap) is float and type(window) in _WINDOWS):
+        _checks.require_numbers("decode", softmax_scale, softcap, window)
     options = dict(
-        softmax_scale=q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale,
+        softmax_scale=softmax_scale,
         window=-1 if window is None else window,
         softcap=softcap,
         sinks=sinks,
@@ -281,13 +329,24 @@ def decode(
     return _call_attention(torch.ops.swa_attn.decode, (q, k_cache, v_cache, block_table, seqlens_k), options, out, lse)
 
 
+def _call(op: OpOverload, *args: Tensor, **options: object):
+    """`op`; what torch refuses without naming an argument is refused by its name."""
+    try:
+        return op(*args, **options)
+    except Exception:
+        _checks.explain(op._schema, args, options)
+        raise
+
+
 def _call_attention(op, where, options, out: Tensor | None, lse: Tensor | None) -> tuple[Tensor, Tensor]:
-    if out is None and lse is None:
-        return op.default(*where, **options)
-    if out is None or lse is None:
+    if (out is None) != (lse is None):
         missing = "out" if out is None else "lse"
         raise ValueError(f"swa_attn.{op.__name__}: {missing} must be given together with the other output, got None")
-    op.out(*where, **options, out=out, lse=lse)
+    if options["softmax_scale"] is None:
+        options["softmax_scale"] = _checks.default_scale(op.__name__, where[0])
+    if out is None or lse is None:
+        return _call(op.default, *where, **options)
+    _call(op.out, *where, **options, out=out, lse=lse)
     return out, lse
 
 
@@ -311,7 +370,7 @@ def merge_states(
     Raises:
         ValueError, TypeError, NotImplementedError: as in `prefill`.
     """
-    return torch.ops.swa_attn.merge_states(out_a, lse_a, out_b, lse_b, sinks=sinks)
+    return _call(torch.ops.swa_attn.merge_states.default, out_a, lse_a, out_b, lse_b, sinks=sinks)
 
 
 def copy_pages(
@@ -341,4 +400,5 @@ def copy_pages(
         ValueError, TypeError, NotImplementedError: as in `prefill`.
         IndexError: (CPU backends) a page index lies outside its pool.
     """
-    torch.ops.swa_attn.copy_pages(src, dst, src_pages, dst_pages, src_scale=src_scale, dst_scale=dst_scale)
+    scales = {"src_scale": src_scale, "dst_scale": dst_scale}
+    _call(torch.ops.swa_attn.copy_pages.default, src, dst, src_pages, dst_pages, **scales)

@@ -16,7 +16,8 @@ STANDARD = sys.stdlib_module_names
 MAY_IMPORT = {
     "reference": {"torch"},
     "triton": {"torch", "triton"},
-    "_checks": {"torch"},
+    "_memory": {"torch"},
+    "_checks": {"torch", "._memory"},
     "backends": {"torch"},  # loads the backend modules by name
     "native": {"torch"},
     "reference_backend": {"torch", ".reference"},
