@@ -83,6 +83,8 @@ def lacks(case: object) -> str | None:
     if case.device != case.backend:
         return f"its kernels take {case.backend} tensors, got {case.device}"
     reason = unavailable(case.backend.upper())
+    if reason is None and case.backend == "cuda":
+        reason = case.lacks_in_cuda()
     if reason is None and case.backend == "cuda" and case.op in ("prefill", "decode"):
         dtypes = _CUDA_DTYPES.index(case.dtype), _CUDA_DTYPES.index(case.cache_dtype)
         shape = case.group_size, case.head_dim, case.v_head_dim

@@ -95,7 +95,7 @@ def lacks(case: object) -> str | None:
     """See backends.py."""
     if case.device != "cpu":
         return f"the emulator takes cpu tensors, got {case.device}"
-    reason = unavailable()
+    reason = unavailable() or case.lacks_in_cuda()
     if reason is None and case.op in ("prefill", "decode"):
         return _attention_lacks(case)
     return reason
