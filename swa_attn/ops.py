@@ -16,7 +16,7 @@ from torch import Tensor
 from torch import library as torch_library
 from torch._ops import OpOverload
 
-from . import _checks, backends
+from . import _check_values, _checks, backends
 
 _CACHE = "Tensor? k_scale=None, Tensor? v_scale=None, "
 _READ_CACHE = _CACHE + "Tensor? k_host_cache=None, Tensor? v_host_cache=None"
@@ -40,6 +40,13 @@ SCHEMAS = (
 _library = torch_library.Library("swa_attn", "DEF")  # the ops live as long as this object
 for _schema in SCHEMAS:
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def _run(op: str, x: Tensor, cache: Tensor | None, *args: Tensor, **options: object) -> None:
+    """Give checked arguments to the backend that x and cache decide."""
+    if _check_values.enabled():
+        getattr(_check_values, op)(*args, **options)
+    backends.run(op, x, cache, *args, **options)
 
 
 def _empty_outputs(q: Tensor, v_cache: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +79,7 @@ def _append_kv(key, value, k_cache, v_cache, slot_mapping, **options):
     pools = k_cache, v_cache, options.get("k_host_cache"), options.get("v_host_cache")
     read = key, value, slot_mapping, options.get("k_scale"), options.get("v_scale")
     _checks.check_written("append_kv", _APPEND_NAMES, (*pools, *read), 4)
-    backends.run("append_kv", key, k_cache, key, value, k_cache, v_cache, slot_mapping, **options)
+    _run("append_kv", key, k_cache, key, value, k_cache, v_cache, slot_mapping, **options)
 
 
 def _attention(name, check):
@@ -82,7 +89,7 @@ def _attention(name, check):
 
     def run(q, k_cache, v_cache, *where, **options):
         options["window"] = min(options.get("window", -1), _checks.MAX_WINDOW)
-        backends.run(name, q, k_cache, q, k_cache, v_cache, *where, **options)
+        _run(name, q, k_cache, q, k_cache, v_cache, *where, **options)
 
     def into(q, k_cache, v_cache, *where, out, lse, **options):
         check(q, k_cache, v_cache, *where, **options, out=out, lse=lse)
@@ -127,7 +134,7 @@ def _merge_states(out_a, lse_a, out_b, lse_b, *, sinks=None):
     out, lse = _empty_merged(out_a, lse_a)
     out_rows, lse_rows = _rows(out, lse)
     partials = *_rows(out_a, lse_a), *_rows(out_b, lse_b)
-    backends.run("merge_states", out_a, None, *partials, sinks=sinks, out=out_rows, lse=lse_rows)
+    _run("merge_states", out_a, None, *partials, sinks=sinks, out=out_rows, lse=lse_rows)
     return out, lse
 
 
@@ -141,7 +148,7 @@ def _copy_pages(src, dst, src_pages, dst_pages, **scales):
     where = src if src.device.type != "cpu" else dst  # a transfer to or from a GPU is the GPU's work
     _checks.check_pinned("copy_pages", where.device, src=src, dst=dst)
     _checks.check_copy_written(src, dst, src_pages, dst_pages, **scales)
-    backends.run("copy_pages", where, None, src, dst, src_pages, dst_pages, **scales)
+    _run("copy_pages", where, None, src, dst, src_pages, dst_pages, **scales)
 
 
 _IMPLEMENTATIONS = {
@@ -200,7 +207,8 @@ def append_kv(
     Raises:
         ValueError, TypeError: an argument's shape, stride, device or dtype is wrong; the message names it.
         NotImplementedError: an argument requires grad.
-        IndexError: (CPU backends) a slot lies outside the pools; nothing has been written to it.
+        IndexError: (reference and CPU backend, every one under `check_values`) a slot lies outside the pools; nothing
+            has been written.
     """
     _call(
         torch.ops.swa_attn.append_kv.default,
@@ -263,7 +271,9 @@ def prefill(
     Raises:
         ValueError, TypeError: an argument's shape, stride, device, dtype or value is wrong; the message names it.
         NotImplementedError: an argument requires grad, or the one backend asked for lacks this case.
-        IndexError: (CPU backends) the block table points outside the pools for a page that holds a visible key.
+        IndexError: (reference and CPU backend, every one under `check_values`) a length is negative or longer than the
+            block table, cu_seqlens_q does not rise from 0 to at most total_q, or the block table points outside the
+            pools for a page that holds a visible key.
     """
     if not (type(softmax_scale) in _NUMBERS and type(softcap) is float and type(window) in _WINDOWS):
         _checks.require_numbers("prefill", softmax_scale, softcap, window)
@@ -398,7 +408,8 @@ def copy_pages(
 
     Raises:
         ValueError, TypeError, NotImplementedError: as in `prefill`.
-        IndexError: (CPU backends) a page index lies outside its pool.
+        IndexError: (reference and CPU backend, every one under `check_values`) a page index lies outside its pool;
+            nothing has been written.
     """
     scales = {"src_scale": src_scale, "dst_scale": dst_scale}
     _call(torch.ops.swa_attn.copy_pages.default, src, dst, src_pages, dst_pages, **scales)
