@@ -229,6 +229,14 @@ def check_copy_written(
     check_written("copy_pages", names, (dst, dst_scale, read_pool, src_pages, dst_pages, read_scale), 2)
 
 
+def check_no_mixed_meta(op: str, **tensors: Tensor) -> None:
+    """Tensors that may be on two devices: a meta tensor among others would make the call do nothing, without a word."""
+    meta = [name for name, x in tensors.items() if x.device.type == "meta"]
+    if 0 < len(meta) < len(tensors):
+        other, device = next((name, x.device) for name, x in tensors.items() if name not in meta)
+        Arguments(op).fail(meta[0], f"a tensor with memory like {other} on {device}", "a meta tensor", TypeError)
+
+
 def check_pinned(op: str, device: torch.device, **host_tensors: Tensor | None) -> None:
     """Memory of the CPU that a GPU op reads or writes in place must be pinned, or the kernel would fault.
 

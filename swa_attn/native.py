@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch import library as torch_library
 
-LIBRARY = Path(__file__).with_name("_C.so")
-RECORD = Path(__file__).with_name("_build_info.json")
+# Another build than the one beside this file, such as one with sanitizers: see csrc/build.py.
+LIBRARY = Path(os.environ.get("SWA_ATTN_LIBRARY") or Path(__file__).with_name("_C.so"))
+RECORD = LIBRARY.with_name("_build_info.json")
 
 _OPTIONS = (
     "float softmax_scale, int window, float softcap, Tensor? sinks, Tensor? k_scale, Tensor? v_scale, "

@@ -151,12 +151,17 @@ def _copy_pages(src, dst, src_pages, dst_pages, **scales):
     _run("copy_pages", where, None, src, dst, src_pages, dst_pages, **scales)
 
 
+def _fake_copy_pages(src, dst, src_pages, dst_pages, **scales):
+    _checks.check_copy_pages(src, dst, src_pages, dst_pages, **scales)
+    _checks.check_no_mixed_meta("copy_pages", src=src, dst=dst, src_pages=src_pages, dst_pages=dst_pages)
+
+
 _IMPLEMENTATIONS = {
     "append_kv": (_append_kv, _checks.check_append_kv),
     **_attention("prefill", _checks.check_prefill),
     **_attention("decode", _checks.check_decode),
     "merge_states": (_merge_states, _fake_merge_states),
-    "copy_pages": (_copy_pages, _checks.check_copy_pages),
+    "copy_pages": (_copy_pages, _fake_copy_pages),
 }
 
 

@@ -282,9 +282,9 @@ def test_scalars_that_a_float32_does_not_hold_are_refused(argument, value, error
 @pytest.mark.parametrize("scale", [2.0**-126, 2.0**-20, 2.0**30, 2.0**127])
 @pytest.mark.parametrize("softcap", [0.0, 2.0**-10, 2.0**10])
 def test_scales_at_the_ends_of_float32(backend, scale, softcap):
-    """Scores around 1, whatever the scale is made of; what capping needs, a quotient, must be a float32 too."""
+    """Scores far below 1, whatever the scale is made of; what capping needs, a quotient, must be a float32 too."""
     inputs = build(fit(AttentionCase(seqs=((3, 20),)), backend))
-    inputs.q = (inputs.q.float() * (0.25 / scale)).clamp(-1e38, 1e38).to(inputs.q.dtype)
+    inputs.q = (inputs.q.float() * (2.0**-8 / scale)).to(inputs.q.dtype)
     if not torch.isfinite(inputs.q).all():
         pytest.skip("the queries' type does not hold what makes such scores")
     inputs.options |= {"softmax_scale": scale, "softcap": softcap}
@@ -318,7 +318,7 @@ ODD = {
     "zero": (lambda x: torch._efficientzerotensor(x.shape, dtype=x.dtype), ".* in memory, got a ZeroTensor"),
     "negated": (lambda x: torch._neg_view(x), "a dense tensor in memory, got a view that negates"),
     "fake": (lambda x: FakeTensorMode().from_tensor(x), "a FakeTensor like .*, got a tensor with memory"),
-    "meta": (lambda x: x.to("meta"), "on .* like .*, got .*"),
+    "meta": (lambda x: x.to("meta"), "(on .* like .*, got .*|a tensor with memory like .*, got a meta tensor)"),
 }
 
 
@@ -340,7 +340,7 @@ def test_what_is_no_dense_tensor_is_refused_by_name(kind):
     optional = ("k_host_cache", "v_host_cache", "sinks")
     for op, arguments in calls:
         for name, x in arguments.items():
-            if (name in optional and kind == "None") or (op is swa_attn.copy_pages and kind == "meta"):
+            if name in optional and kind == "None":
                 continue
             blamed = r"\w+" if kind in ("fake", "meta") else name
             with pytest.raises((TypeError, ValueError), match=f"swa_attn.{op.__name__}: {blamed} must be {message}"):
