@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import judge
 import ops_fuzz
@@ -45,7 +44,7 @@ def test_a_call_is_made_from_its_seed_alone():
         assert str(first) == str(second)
         for name, x in first.tensors().items():
             same = second.arguments[name]
-            assert torch.equal(x.reshape(-1).view(torch.uint8), same.reshape(-1).view(torch.uint8)), name
+            assert torch.equal(x.detach().double().nan_to_num(), same.detach().double().nan_to_num()), name
 
 
 def decode_call():
