@@ -202,7 +202,8 @@ def append_kv(
         key: `[num_tokens, num_kv_heads, head_dim]`, float32, bfloat16 or float16.
         value: `[num_tokens, num_kv_heads, v_head_dim]`, key's dtype.
         k_cache, v_cache: `[num_device_pages, page_size, num_kv_heads, head_dim | v_head_dim]`, float32, bfloat16,
-            float16 or float8_e4m3fn; any page, slot and head strides. Written.
+            float16 or float8_e4m3fn; any page, slot and head strides, but no element shared, not with an input either.
+            Written.
         slot_mapping: int64 `[num_tokens]`, `page_id * page_size + offset`; a negative slot skips its token. Two tokens
             must not share a slot.
         k_scale, v_scale: float32 `[num_device_pages + num_host_pages, num_kv_heads]`, only for a float8 cache: what is
@@ -261,13 +262,15 @@ def prefill(
         block_table: int32 `[num_seqs, max_pages]`, logical page -> page id.
         seqlens_k: int32 `[num_seqs]`, context length including the new tokens, which are already in the cache.
         cu_seqlens_q: int32 `[num_seqs + 1]`, prefix sums of the new tokens, starting at 0.
-        softmax_scale: factor on q.k; None means `head_dim ** -0.5`.
-        window: visible keys, the query's own included; None means all (FlashAttention's `window_left + 1`).
+        softmax_scale: factor on q.k; None means `head_dim ** -0.5`. It, softcap and their quotient are 0 or of a magnitude
+            from 2**-126 to 2**127.
+        window: visible keys, the query's own included, up to 2**63 - 1; None means all (FlashAttention's
+            `window_left + 1`).
         softcap: scores become `softcap * tanh(score / softcap)` after scaling (Gemma 2); 0 is off.
         sinks: `[num_q_heads]`, logits added to the softmax denominator, unscaled and uncapped (gpt-oss, MiMo-V2).
         k_scale, v_scale: float32 `[num_device_pages + num_host_pages, num_kv_heads]`, factors of a float8 cache.
         k_host_cache, v_host_cache: the host pages, shaped like the caches; pinned when the op runs on a GPU.
-        out, lse: where to write, given together or not at all.
+        out, lse: where to write, given together or not at all; they share memory with nothing else.
 
     Returns:
         out `[total_q, num_q_heads, v_head_dim]` in q's dtype and lse float32 `[total_q, num_q_heads]`: the natural
@@ -405,9 +408,10 @@ def copy_pages(
 
     Args:
         src: `[num_layers, num_src_pages, page_size, num_kv_heads, dim]`, any strides but the last.
-        dst: `[num_layers, num_dst_pages, page_size, num_kv_heads, dim]`, src's dtype, or float8_e4m3fn on one side.
+        dst: `[num_layers, num_dst_pages, page_size, num_kv_heads, dim]`, src's dtype, or float8_e4m3fn on one side. It
+            shares memory with nothing else, unless both are views of one pool, whole layers or pages apart.
         src_pages, dst_pages: int64 `[num_pairs]`, indices within src and dst; a pair with a negative index is skipped.
-            A dst page must not occur twice.
+            A dst page must not occur twice, nor be a src page too where src and dst are one pool.
         src_scale: float32 `[num_layers, num_src_pages, num_kv_heads]`, read when src is float8.
         dst_scale: float32 `[num_layers, num_dst_pages, num_kv_heads]`, written when dst is float8.
 
