@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,7 +127,7 @@ def choose(
     return _choose(_forced, (op, x.device.type, x.dtype, cache.dtype, *shape, *numbers))
 
 
-def run(op: str, x: Tensor, cache: Tensor | None, *args: Tensor, **options: object) -> None:
+def run(op: str, x: Tensor, cache: Tensor | None, *args: Tensor, **options: Any) -> None:
     """Execute `op`; x decides device and dtype, cache (its K pool) the shape."""
     if cache is None:
         backend = choose(op, x, None)

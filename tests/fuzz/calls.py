@@ -217,7 +217,7 @@ def _odd_tensor(x: Tensor, others: list[Tensor], chance: random.Random) -> tuple
     name = chance.choice(list(changes))
     try:
         return name, changes[name]()
-    except (RuntimeError, TypeError, IndexError, NotImplementedError):  # there is no such thing of this x
+    except (RuntimeError, TypeError, ValueError, IndexError):  # there is no such thing of this x
         return "itself", x
 
 

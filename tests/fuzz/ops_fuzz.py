@@ -9,7 +9,9 @@ kernels do not look at values themselves; they run with SWA_ATTN_CHECK_VALUES=1.
 """
 
 import argparse
+import contextlib
 import os
+import random
 import selectors
 import subprocess
 import sys
@@ -33,12 +35,17 @@ def worker(args: argparse.Namespace) -> int:
     import swa_attn
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    card = contextlib.nullcontext
     if args.backend == "emulated":
         from swa_attn import backends
         from swa_attn.testing import emulated_backend
 
         backends.register("emulated", emulated_backend)
         emulated_backend.attention_kernels(), emulated_backend.page_kernels()
+
+        def card(seed: str) -> contextlib.AbstractContextManager:
+            return emulated_backend.settings(compute_capability=random.Random(seed).choice((80, 90)))
+
     end, number = time.monotonic() + args.seconds, 0
     print("ready", flush=True)
     with swa_attn.use_backend(args.backend), swa_attn.check_values(args.backend not in LOOKS_AT_VALUES):
@@ -49,7 +56,8 @@ def worker(args: argparse.Namespace) -> int:
             if args.case:
                 print(call, flush=True)
             try:
-                run(call)
+                with card(seed):
+                    run(call)
             except WrongError as error:
                 print(f"WRONG: {error}\n{call}", flush=True)
                 return 1
