@@ -4,7 +4,6 @@ Only what a tensor says about itself is checked (dtype, shape, strides, device):
 synchronises. An error names the op, the argument, what was expected and what was given.
 """
 
-import re
 from collections.abc import Sequence
 from numbers import Integral, Real
 
@@ -137,10 +136,9 @@ def explain(schema: FunctionSchema, args: Sequence[object], options: dict[str, o
         if not isinstance(x, Tensor):
             kind = "a tensor or None" if name in optional else "a tensor"
             Arguments(op).fail(name, kind, _type_name(x), TypeError)
-        if x.is_nested:
-            Arguments(op).fail(name, DENSE, "a nested tensor", TypeError)
         if isinstance(x, FakeTensor):
             fake = name, x.fake_mode
+    refuse_odd_tensors(op, tensors)
     if fake is not None:
         _require_all_fake(op, *fake, tensors)
     if "window" in options:
@@ -153,29 +151,36 @@ def _require_all_fake(op: str, fake: str, mode: FakeTensorMode, tensors: dict[st
             Arguments(op).fail(name, f"a FakeTensor like {fake}", "a tensor with memory", TypeError)
 
 
-# Tensors without strides or memory of their own, by the dispatch key under which torch asks for an op on them.
+# The dispatch keys under which torch asks for an op on tensors without strides or memory of their own.
+ODD_KEYS = [
+    kind + device for kind in ("Sparse", "SparseCsr", "Quantized", "NestedTensor") for device in ("CPU", "CUDA")
+]
+ODD_KEYS += ["MkldnnCPU", "ZeroTensor", "Negative", "Conjugate"]
 DENSE = "a dense tensor in memory"
-ODD_TENSORS = {
-    "SparseCPU": "a sparse tensor",
-    "SparseCUDA": "a sparse tensor",
-    "SparseCsrCPU": "a sparse tensor",
-    "SparseCsrCUDA": "a sparse tensor",
-    "QuantizedCPU": "a quantized tensor",
-    "QuantizedCUDA": "a quantized tensor",
-    "NestedTensorCPU": "a nested tensor",
-    "NestedTensorCUDA": "a nested tensor",
-    "MkldnnCPU": "an MKL-DNN tensor",
-    "ZeroTensor": "a ZeroTensor, which has no memory",
-    "Negative": "a view that negates: call resolve_neg()",
-    "Conjugate": "a view that conjugates: call resolve_conj()",
-}
 
 
-def refuse_odd_tensors(op: str, key: str, arguments: dict[str, object]) -> None:
-    """Raise TypeError for the first argument that torch has a dispatch key of ODD_TENSORS for."""
+def _oddness(x: Tensor) -> str | None:
+    """Why a kernel cannot read x through its address and strides, or None."""
+    for holds, what in (
+        (x.is_nested, "a nested tensor"),
+        (x.is_quantized, "a quantized tensor"),
+        (x.is_mkldnn, "an MKL-DNN tensor"),
+        (x.layout != torch.strided, "a sparse tensor"),
+        (x._is_zerotensor(), "a ZeroTensor, which has no memory"),
+        (x.is_neg(), "a view that negates: call resolve_neg()"),
+        (x.is_conj(), "a view that conjugates: call resolve_conj()"),
+    ):
+        if holds:
+            return what
+    return None
+
+
+def refuse_odd_tensors(op: str, arguments: dict[str, object]) -> None:
+    """Raise TypeError for the first argument that is a tensor without strides or memory of its own."""
     for name, x in arguments.items():
-        if isinstance(x, Tensor) and re.search(rf"\b{key}\b", str(torch._C._dispatch_keys(x))):
-            Arguments(op).fail(name, DENSE, ODD_TENSORS[key], TypeError)
+        odd = _oddness(x) if isinstance(x, Tensor) else None
+        if odd:
+            Arguments(op).fail(name, DENSE, odd, TypeError)
 
 
 def check_written(op: str, names: Sequence[str], tensors: Sequence[Tensor | None], num_written: int) -> None:

@@ -165,20 +165,20 @@ _IMPLEMENTATIONS = {
 }
 
 
-def _refuse_odd_tensors(name: str, key: str):
-    """An implementation that names the argument which torch has another dispatch key for."""
+def _refuse_odd_tensors(name: str):
+    """An implementation for tensors that no kernel can read: it names the argument."""
     op = name.partition(".")[0]
     schema = getattr(getattr(torch.ops.swa_attn, op), name.partition(".")[2] or "default")._schema
     names = [argument.name for argument in schema.arguments]
-    return lambda *args, **options: _checks.refuse_odd_tensors(op, key, dict(zip(names, args)) | options)
+    return lambda *args, **options: _checks.refuse_odd_tensors(op, dict(zip(names, args)) | options)
 
 
 for _name, (_implementation, _fake) in _IMPLEMENTATIONS.items():
     _library.impl(_name, _implementation, "CPU")
     _library.impl(_name, _implementation, "CUDA")
     torch_library.register_fake(f"swa_attn::{_name}", _fake, lib=_library)
-    for _key in _checks.ODD_TENSORS:
-        _library.impl(_name, _refuse_odd_tensors(_name, _key), _key)
+    for _key in _checks.ODD_KEYS:
+        _library.impl(_name, _refuse_odd_tensors(_name), _key)
 
 
 _NUMBERS, _WINDOWS = (float, type(None)), (int, type(None))
