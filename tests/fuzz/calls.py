@@ -178,7 +178,7 @@ def merge_call(chance: random.Random, dtypes: tuple[torch.dtype, ...]) -> Call:
 
 
 def _odd_integers(x: Tensor, chance: random.Random) -> Tensor:
-    x = x.clone()
+    x = x.clone(memory_format=torch.contiguous_format)
     last = torch.iinfo(x.dtype).max
     for _ in range(chance.randint(1, 3)):
         if x.numel():
