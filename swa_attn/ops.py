@@ -404,7 +404,8 @@ def copy_pages(
 
     The pools may be of different tiers (device, pinned host) and laid out differently (layer-major on the device,
     page-major on the host: pass a permuted view). A layer range is a slice of both. Equal dtypes copy bits; to
-    float8_e4m3fn every (layer, page, head) is scaled by its largest magnitude / 448, and back.
+    float8_e4m3fn every (layer, page, head) is scaled by its largest magnitude / 448, and back; NaN, which an unused slot
+    may hold, stays NaN and does not count.
 
     Args:
         src: `[num_layers, num_src_pages, page_size, num_kv_heads, dim]`, any strides but the last.

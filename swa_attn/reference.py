@@ -217,7 +217,8 @@ def copy_pages(
                 dst_scale[:, target] = src_scale[:, source].to(dst.device)
         elif dst.dtype == torch.float8_e4m3fn:
             page = page.float()
-            scale = (page.abs().amax(dim=(1, 3)) / FP8_MAX).clamp_min(1e-12)
+            magnitude = page.abs().masked_fill(page.isnan(), 0.0)  # an unused slot may hold NaN: it must not spread
+            scale = (magnitude.amax(dim=(1, 3)) / FP8_MAX).clamp_min(1e-12)
             dst_scale[:, target] = scale.to(dst.device)
             dst[:, target] = to_cache_dtype(page, dst.dtype, scale[:, None, :, None]).to(dst.device)
         else:

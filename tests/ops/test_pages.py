@@ -149,6 +149,21 @@ def test_copy_to_fp8_and_back(backend, dtype):
     assert back[:, 0].float().isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_nan_of_an_unused_slot_does_not_spread_through_the_scale(backend, dtype):
+    src = layered(1, 3, dtype=dtype, seed=1)
+    src[0, 1, 2:] = NAN  # two slots of four were never written
+    src[0, 2, :, 1] = NAN
+    down, scale = layered(1, 3, dtype=FP8), torch.full((1, 3, 2), NAN)
+    swa_attn.copy_pages(src, down, torch.tensor([1, 2]), torch.tensor([0, 1]), dst_scale=scale)
+    used = src[0, 1, :2].float()
+    assert torch.equal(scale[0, 0], used.abs().amax((0, 2)) / 448)
+    back = down[0, 0].float() * scale[0, 0, :, None]
+    assert ((back[:2] - used).abs() <= used.abs() / 15 + scale[0, 0, :, None] * 2.0**-9).all()
+    assert back[2:].isnan().all() and down[0, 1, :, 1].float().isnan().all()
+    assert torch.isfinite(scale[0, :2]).all() and torch.isfinite(down[0, 1, :, 0].float()).all()
+
+
 def test_copy_of_fp8_carries_its_scales(backend):
     src, scale = layered(2, 3, dtype=FP8, seed=1), torch.rand(2, 3, 2)
     dst, dst_scale = layered(2, 3, dtype=FP8), torch.full((2, 3, 2), NAN)
