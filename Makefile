@@ -26,13 +26,14 @@ GPU_ARGS ?=
 # What is there already: on a machine with a card nothing need be installed. To choose: make gpu GPU_PYTHON=...
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: help demo test test-all test-peers emulate-all store-crash lint format bench gpu info build clean
+.PHONY: help demo test test-all test-peers emulate-all fuzz store-crash lint format bench gpu info build clean
 help:
 	@echo "make demo      a coding session on a small hybrid model, with and without a prefix cache"
 	@echo "make test      the test suite"
 	@echo "make test-all  the test suite with the slow sweeps"
 	@echo "make test-peers PEERS=\"PATH ...\"  other libraries' attention tests, from checkouts of yours, on our ops (docs/peer_suites.md)"
 	@echo "make emulate-all  CUDA kernels in the emulator: every schedule, sanitizers, planted mistakes"
+	@echo "make fuzz      random calls of the ops on every backend, the native library under ASan and UBSan; FUZZ_SECONDS each"
 	@echo "make store-crash  the SSD store killed a thousand times at random moments"
 	@echo "make bench     the benchmarks that this machine can run"
 	@echo "make gpu       on an NVIDIA card: conformance, the op suite, the benchmark (docs/gpu.md); installs nothing"
@@ -61,6 +62,19 @@ emulate-all: $(VENV)/.test build
 	SWA_ATTN_EMULATOR_FLAGS=-fsanitize=address ASAN_OPTIONS=detect_leaks=0:handle_segv=0:detect_stack_use_after_return=0 \
 		LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so.6)" \
 		$(BIN)/python -m pytest $(SANITIZED)
+
+# UBSan leaves alignment alone: tensors start at any multiple of their element's size, and x86 does not mind.
+FUZZ_SECONDS ?= 300
+FUZZ_SEED ?= $(shell date +%s)
+FUZZ := $(BIN)/python tests/fuzz/ops_fuzz.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
+fuzz: $(VENV)/.test build
+	SWA_ATTN_BUILD_FOLDER=build/sanitized PATH="$(CURDIR)/$(BIN):$$PATH" \
+		SWA_ATTN_CXX_FLAGS="-g -fsanitize=address,undefined -fno-sanitize=alignment -fno-sanitize-recover=all" \
+		$(BIN)/python csrc/build.py cpu
+	SWA_ATTN_LIBRARY=build/sanitized/_C.so ASAN_OPTIONS=detect_leaks=0:handle_segv=0 \
+		LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so.6)" \
+		$(FUZZ) --backend cpu
+	for backend in reference cpu triton emulated; do $(FUZZ) --backend $$backend || exit 1; done
 
 store-crash: $(VENV)/.test build
 	PYTHONPATH=. $(BIN)/python tests/kvcache/store/crash.py --kills 1000

@@ -7,7 +7,9 @@ which a build environment may not have). The library uses LibTorch's stable ABI 
 headers of any torch >= 2.10, loads in all of them. It is linked against two empty stubs with torch's sonames; the symbols
 come from whatever torch the process has imported.
 
-Environment: CXX, SWA_ATTN_NVCC, SWA_ATTN_CUDA_ARCHS (default "80;90a"), SWA_ATTN_TORCH_INCLUDE, MAX_JOBS.
+Environment: CXX, SWA_ATTN_NVCC, SWA_ATTN_CUDA_ARCHS (default "80;90a"), SWA_ATTN_TORCH_INCLUDE, MAX_JOBS. For another build
+beside the usual one: SWA_ATTN_CXX_FLAGS, more flags for the C++ compiler (sanitizers), and SWA_ATTN_BUILD_FOLDER, where the
+library and all else goes instead of swa_attn/ and build/native; SWA_ATTN_LIBRARY makes the package load it.
 """
 
 import importlib.util
@@ -157,7 +159,8 @@ def write_ninja_file(plan: Plan, folder: Path, library: Path) -> None:
         return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
     defines = [f"-DSWA_HAVE_{name.upper()}" for name in plan.levels]
-    common = " ".join([*COMMON_FLAGS, *defines, f"-I{SOURCE}"])
+    extra = os.environ.get("SWA_ATTN_CXX_FLAGS", "").split()
+    common = " ".join([*COMMON_FLAGS, *extra, *defines, f"-I{SOURCE}"])
     lines = [
         "ninja_required_version = 1.5",
         f"cxx = {plan.cxx}",
@@ -185,7 +188,8 @@ def write_ninja_file(plan: Plan, folder: Path, library: Path) -> None:
             "-Xlinker --exclude-libs=ALL,-s -o $out"
         )
     else:
-        link = "$cxx -shared -s $in $stubs -Wl,--no-as-needed -ltorch -ltorch_cpu -Wl,--exclude-libs=ALL -o $out"
+        strip = " ".join(extra) or "-s"
+        link = f"$cxx -shared {strip} $in $stubs -Wl,--no-as-needed -ltorch -ltorch_cpu -Wl,--exclude-libs=ALL -o $out"
     lines.append(f"  command = {link}")
 
     objects = []
@@ -280,8 +284,10 @@ def describe(plan: Plan) -> dict:
 
 def main() -> int:
     mode = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("SWA_ATTN_BUILD", "auto")
+    elsewhere = os.environ.get("SWA_ATTN_BUILD_FOLDER")
+    folder = Path(elsewhere).resolve() if elsewhere else CHECKOUT / "build" / "native"
     try:
-        record = build(mode, CHECKOUT / "swa_attn" / LIBRARY_NAME, CHECKOUT / "build" / "native")
+        record = build(mode, (folder if elsewhere else CHECKOUT / "swa_attn") / LIBRARY_NAME, folder)
     except BuildError as error:
         print(f"swa_attn: {error}", file=sys.stderr)
         return 1

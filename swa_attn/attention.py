@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from . import ops
 
 MAX_DECODE_LEN = 8  # longest uniform query that the decode op takes
+_INT32_MAX = 2**31 - 1  # of lengths and page ids on the device; a window of more keys is none
 _ALIGNMENT = 16  # bytes; every tensor of a step starts at a multiple of it inside the one buffer
 
 
@@ -42,6 +43,7 @@ class AttentionMetadata:
         device: torch.device | str = "cpu",
         *,
         window: int | None = None,
+        bidirectional_spans: Sequence[Sequence[tuple[int, int]]] | None = None,
     ) -> "AttentionMetadata":
         """From lists or arrays on the host; one pinned buffer and one asynchronous copy if `device` is a GPU.
 
@@ -55,10 +57,14 @@ class AttentionMetadata:
             device: where the tensors are wanted.
             window: visible keys, the query's own included, of the layers that will use this; None means all. Only
                 checks that the visible pages are there.
+            bidirectional_spans: per sequence the spans whose tokens would see each other both ways (a prefix-LM's
+                prompt, Gemma 3's image tokens). None of the ops does that: only empty ones are taken.
 
         Raises:
             ValueError: an argument is inconsistent, or a visible page is absent; the message names it.
+            NotImplementedError: there is a bidirectional span.
         """
+        _refuse_spans(bidirectional_spans)
         lengths, new = _host_ints("seqlens_k", seqlens_k), _host_ints("query_lens", query_lens)
         _check_lengths(len(block_tables), lengths, new, page_size, window)
         table = _host_table(block_tables, lengths, page_size)
@@ -73,6 +79,15 @@ class AttentionMetadata:
         tensors = [slots, table.int(), lengths.int(), cu_seqlens_q.int()]
         slot_mapping, block_table, seqlens, bounds = _to_device(tensors, torch.device(device))
         return cls(block_table, seqlens, bounds, slot_mapping, int(new[0]) if uniform else None)
+
+
+def _refuse_spans(spans: Sequence[Sequence[tuple[int, int]]] | None) -> None:
+    for i, of_sequence in enumerate(spans or ()):
+        if len(of_sequence):
+            raise NotImplementedError(
+                f"AttentionMetadata.build: bidirectional_spans[{i}] must be empty, got {list(of_sequence)}: attention here "
+                "is causal, and tokens of a span would be computed without those that follow them"
+            )
 
 
 def _fail(name: str, expected: str, given: object) -> None:
@@ -96,6 +111,8 @@ def _check_lengths(num_tables: int, lengths: Tensor, new: Tensor, page_size: int
             _fail(name, f"of length {num_tables} like block_tables", count)
     for i in (((new < 0) | (lengths < 0)).nonzero()).flatten().tolist():
         _fail(f"query_lens[{i}] and seqlens_k[{i}]", "at least 0", f"{int(new[i])} and {int(lengths[i])}")
+    for i in (lengths > _INT32_MAX).nonzero().flatten().tolist():
+        _fail(f"seqlens_k[{i}]", "at most 2**31 - 1", int(lengths[i]))
     for i in ((lengths < new) & (lengths > 0)).nonzero().flatten().tolist():
         _fail(f"seqlens_k[{i}]", f"0 (padding) or at least query_lens[{i}] = {int(new[i])}", int(lengths[i]))
 
@@ -109,13 +126,17 @@ def _host_table(block_tables: Sequence[Sequence[int]], lengths: Tensor, page_siz
             _fail(f"block_tables[{i}]", f"of at least {count} pages for {int(lengths[i])} tokens", len(pages))
         if count:
             table[i, :count] = torch.as_tensor(pages[:count])
+    for i, j in (table > _INT32_MAX).nonzero()[:1].tolist():
+        _fail(f"block_tables[{i}][{j}]", "at most 2**31 - 1", int(table[i, j]))
     return table
 
 
 def _check_visible_pages(
     table: Tensor, first_new: Tensor, lengths: Tensor, new: Tensor, page_size: int, window: int | None
 ) -> None:
-    first_key = torch.zeros_like(first_new) if window is None else (first_new - window + 1).clamp(min=0)
+    first_key = torch.zeros_like(first_new)
+    if window is not None:
+        first_key = (first_new.clamp(min=0) - min(window, _INT32_MAX) + 1).clamp(min=0)
     logical = torch.arange(table.shape[1])
     sees = (logical >= (first_key // page_size)[:, None]) & (logical * page_size < lengths[:, None])
     wrong = (sees & (new > 0)[:, None] & (table < 0)).nonzero()
@@ -156,10 +177,12 @@ class SlidingWindowAttention(nn.Module):
         softcap: scores become `softcap * tanh(score / softcap)`; 0 is off.
         sinks: whether there is a parameter `sinks` `[num_q_heads]`, logits added to the softmax denominator. It starts
             at zero, loads from a state dict, and has `requires_grad=False`, because the ops have no backward.
+        is_causal: True. False, attention in both directions, has no op.
         dtype, device: of `sinks`.
 
     Raises:
         ValueError: an argument is out of its range; the message names it.
+        NotImplementedError: is_causal is False.
     """
 
     sinks: nn.Parameter | None
@@ -175,10 +198,16 @@ class SlidingWindowAttention(nn.Module):
         softmax_scale: float | None = None,
         softcap: float = 0.0,
         sinks: bool = False,
+        is_causal: bool = True,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        if not is_causal:
+            raise NotImplementedError(
+                "SlidingWindowAttention: is_causal must be True, got False: attention here is causal, in part (spans that "
+                "see both ways, as a prefix-LM's prompt and Gemma 3's image tokens do) as much as in whole"
+            )
         v_head_dim = head_dim if v_head_dim is None else v_head_dim
         for name, value in (("num_kv_heads", num_kv_heads), ("head_dim", head_dim), ("v_head_dim", v_head_dim)):
             self._require(value >= 1, name, "at least 1", value)

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,11 @@ log = logging.getLogger("swa_attn")
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 NAMES = ("cuda", "triton", "cpu", "reference")
 _MODULES = {"cuda": "native", "cpu": "native", "triton": "triton", "reference": "reference_backend"}
+
+MANY = 2**30  # of what kernels count in 32 bits: below it sums of two and rounding up have room
+MAX_CUDA_SOFTCAP = (
+    2**14
+)  # its tanh is off by 2**-24, and capped scores by that times the cap: to be less than bfloat16's
 
 _registered: dict[str, ModuleType] = {}  # by `register`
 _forced: str | None = os.environ.get("SWA_ATTN_BACKEND") or None
@@ -40,6 +46,22 @@ class Case:
     group_size: int = 0  # query heads per KV head
     head_dim: int = 0
     v_head_dim: int = 0
+    long_context: bool = False  # the block table reaches beyond 2**30 positions
+    many_rows: bool = False  # 2**30 rows (tokens x heads) or more
+    softmax_scale: float = 1.0
+    softcap: float = 0.0
+
+    def lacks_in_cuda(self) -> str | None:
+        """What the arithmetic of the CUDA kernels leaves out, or None."""
+        if self.many_rows:
+            return "its kernels count fewer than 2**30 rows"
+        if self.long_context:
+            return "its attention kernels count positions up to 2**30, and the block table reaches further"
+        if self.softmax_scale <= 0:
+            return "its attention kernels take a softmax_scale above 0"
+        if self.softcap > MAX_CUDA_SOFTCAP:
+            return f"its attention kernels take a softcap of at most {MAX_CUDA_SOFTCAP}"
+        return None
 
 
 def register(name: str, module: ModuleType) -> None:
@@ -71,7 +93,7 @@ def lacks(name: str, case: Case) -> str | None:
         return f"not importable: {error}"
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)
 def _choose(forced: str | None, case_of: tuple) -> str:
     op, device, *rest = case_of
     reasons: list[str] = []
@@ -84,26 +106,42 @@ def _choose(forced: str | None, case_of: tuple) -> str:
     raise NotImplementedError(f"swa_attn.{op}: no backend can run this case: " + "; ".join(reasons))
 
 
-def choose_name(op: str, x: Tensor, cache: Tensor | None, v_head_dim: int = 0) -> str:
+def choose_name(
+    op: str,
+    x: Tensor,
+    cache: Tensor | None,
+    v_head_dim: int = 0,
+    block_table: Tensor | None = None,
+    softmax_scale: float = 1.0,
+    softcap: float = 0.0,
+) -> str:
     """The backend that will run `op` on inputs like these; raises NotImplementedError, with reasons, if none can."""
     if cache is None:
         return _choose(_forced, (op, x.device.type, x.dtype))
     _, page_size, num_kv_heads, head_dim = cache.shape
     group_size = x.shape[-2] // num_kv_heads
-    return _choose(
-        _forced, (op, x.device.type, x.dtype, cache.dtype, page_size, group_size, head_dim, v_head_dim or head_dim)
-    )
+    shape = page_size, group_size, head_dim, v_head_dim or head_dim
+    long_context = block_table is not None and block_table.shape[1] * page_size > MANY
+    many_rows = x.numel() // head_dim >= MANY
+    numbers = long_context, many_rows, softmax_scale, softcap
+    return _choose(_forced, (op, x.device.type, x.dtype, cache.dtype, *shape, *numbers))
 
 
-def choose(op: str, x: Tensor, cache: Tensor | None, v_head_dim: int = 0) -> ModuleType:
-    """The module of that backend."""
-    return load(choose_name(op, x, cache, v_head_dim))
+def choose(op: str, x: Tensor, cache: Tensor | None, *more: Any) -> ModuleType:
+    """The module of the backend that `choose_name` names for the same arguments."""
+    return load(choose_name(op, x, cache, *more))
 
 
-def run(op: str, x: Tensor, cache: Tensor | None, *args: Tensor, **options: object) -> None:
+def run(op: str, x: Tensor, cache: Tensor | None, *args: Tensor, **options: Any) -> None:
     """Execute `op`; x decides device and dtype, cache (its K pool) the shape."""
-    v_head_dim = 0 if cache is None else args[3 if op == "append_kv" else 2].shape[-1]
-    getattr(choose(op, x, cache, v_head_dim), op)(*args, **options)
+    if cache is None:
+        backend = choose(op, x, None)
+    elif op == "append_kv":
+        backend = choose(op, x, cache, args[3].shape[-1])
+    else:
+        numbers = options.get("softmax_scale", 1.0), options.get("softcap", 0.0)
+        backend = choose(op, x, cache, args[2].shape[-1], args[3], *numbers)
+    getattr(backend, op)(*args, **options)
 
 
 @contextlib.contextmanager

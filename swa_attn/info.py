@@ -8,7 +8,7 @@ import platform
 
 import torch
 
-from . import backends, native
+from . import _check_values, backends, native
 from .version import __version__
 
 OPS = ("append_kv", "prefill", "decode", "merge_states", "copy_pages")
@@ -36,6 +36,7 @@ def collect() -> dict:
         "build": native.build_record() or {"built": native.LIBRARY.exists(), "reason": "no build has been recorded"},
         "library": native.unavailable() or f"loaded, CPU kernels for {native.cpu_level()}",
         "devices": _devices(),
+        "check_values": _check_values.enabled(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("SWA_ATTN_", "TRITON_INTERPRET"))},
         "backends": {device: {op: explain(op, device) for op in OPS} for device in backends.ORDER},
     }
@@ -92,6 +93,8 @@ def format_facts(facts: dict) -> str:
     lines += [f"  {note}" for note in build.get("notes", [])]
     lines += ["", *facts["devices"]]
     lines += [f"{name}={value}" for name, value in facts["environment"].items()]
+    looked_at = "before every call" if facts["check_values"] else "by the CPU backend and the reference alone"
+    lines.append(f"page ids, slots and lengths are looked at {looked_at} ({_check_values.VARIABLE}=1: every backend)")
     lines += ["", "who runs what (MiMo-V2 windowed layer, bfloat16):"]
     for device, ops in facts["backends"].items():
         for op, answer in ops.items():

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch import library as torch_library
 
-LIBRARY = Path(__file__).with_name("_C.so")
-RECORD = Path(__file__).with_name("_build_info.json")
+# Another build than the one beside this file, such as one with sanitizers: see csrc/build.py.
+LIBRARY = Path(os.environ.get("SWA_ATTN_LIBRARY") or Path(__file__).with_name("_C.so"))
+RECORD = LIBRARY.with_name("_build_info.json")
 
 _OPTIONS = (
     "float softmax_scale, int window, float softcap, Tensor? sinks, Tensor? k_scale, Tensor? v_scale, "
@@ -83,6 +84,8 @@ def lacks(case: object) -> str | None:
     if case.device != case.backend:
         return f"its kernels take {case.backend} tensors, got {case.device}"
     reason = unavailable(case.backend.upper())
+    if reason is None and case.backend == "cuda":
+        reason = case.lacks_in_cuda()
     if reason is None and case.backend == "cuda" and case.op in ("prefill", "decode"):
         dtypes = _CUDA_DTYPES.index(case.dtype), _CUDA_DTYPES.index(case.cache_dtype)
         shape = case.group_size, case.head_dim, case.v_head_dim

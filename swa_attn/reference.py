@@ -185,13 +185,14 @@ def merge_states(
 ) -> tuple[Tensor, Tensor]:
     """Merge attention over two disjoint key sets (flash-decoding's combine); as `swa_attn.ops.merge_states`."""
     dtype = torch.float64 if out_a.dtype == torch.float64 else torch.float32
-    lse_a, lse_b = lse_a.to(dtype), lse_b.to(dtype)
+    no_key = float("-inf")  # of a partial that saw none; FlashAttention says +inf
+    lse_a, lse_b = (x.to(dtype).masked_fill(x == float("inf"), no_key) for x in (lse_a, lse_b))
     lse = torch.logaddexp(lse_a, lse_b)
     denominator = lse if sinks is None else torch.logaddexp(lse, sinks.to(dtype).expand_as(lse))
 
     def share(out: Tensor, part: Tensor) -> Tensor:
         weight = torch.exp(part - denominator)[..., None]
-        empty = (part == float("-inf"))[..., None]
+        empty = (part == no_key)[..., None]
         return torch.where(empty, torch.zeros((), dtype=dtype), out.to(dtype) * weight)
 
     return (share(out_a, lse_a) + share(out_b, lse_b)).to(out_a.dtype), lse
@@ -217,7 +218,8 @@ def copy_pages(
                 dst_scale[:, target] = src_scale[:, source].to(dst.device)
         elif dst.dtype == torch.float8_e4m3fn:
             page = page.float()
-            scale = (page.abs().amax(dim=(1, 3)) / FP8_MAX).clamp_min(1e-12)
+            magnitude = page.abs().masked_fill(page.isnan(), 0.0)  # an unused slot may hold NaN: it must not spread
+            scale = (magnitude.amax(dim=(1, 3)) / FP8_MAX).clamp_min(1e-12)
             dst_scale[:, target] = scale.to(dst.device)
             dst[:, target] = to_cache_dtype(page, dst.dtype, scale[:, None, :, None]).to(dst.device)
         else:

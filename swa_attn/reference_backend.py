@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from . import reference
+from . import _check_values, reference
 
 
 def lacks(case: object) -> str | None:
@@ -10,14 +10,17 @@ def lacks(case: object) -> str | None:
 
 
 def append_kv(*args: Tensor, **options: Tensor | None) -> None:
+    _check_values.append_kv(*args, **options, unique=False)
     reference.append_kv(*args, **options)
 
 
 def prefill(*args: Tensor, out: Tensor, lse: Tensor, **options: object) -> None:
+    _check_values.prefill(*args, **options)
     _store(out, lse, reference.prefill(*args, **options))
 
 
 def decode(*args: Tensor, out: Tensor, lse: Tensor, **options: object) -> None:
+    _check_values.decode(*args, **options)
     _store(out, lse, reference.decode(*args, **options))
 
 
@@ -26,6 +29,7 @@ def merge_states(*args: Tensor, out: Tensor, lse: Tensor, sinks: Tensor | None) 
 
 
 def copy_pages(*args: Tensor, **scales: Tensor | None) -> None:
+    _check_values.copy_pages(*args, **scales, unique=False)
     reference.copy_pages(*args, **scales)
 
 

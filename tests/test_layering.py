@@ -16,19 +16,21 @@ STANDARD = sys.stdlib_module_names
 MAY_IMPORT = {
     "reference": {"torch"},
     "triton": {"torch", "triton"},
-    "_checks": {"torch"},
+    "_memory": {"torch"},
+    "_checks": {"torch", "._memory"},
     "backends": {"torch"},  # loads the backend modules by name
     "native": {"torch"},
-    "reference_backend": {"torch", ".reference"},
-    "ops": {"torch", "._checks", ".backends"},
+    "_check_values": {"torch"},
+    "reference_backend": {"torch", ".reference", "._check_values"},
+    "ops": {"torch", "._checks", "._check_values", ".backends"},
     "attention": {"torch", "numpy", ".ops"},
     "kvcache": {"torch", "numpy", "xxhash", "redis", ".ops"},  # the last two third-party ones are optional extras
     "runner": {"torch", "numpy", "safetensors", ".attention", ".kvcache", ".ops"},
     "replay": {"torch", ".kvcache", ".runner"},
     "testing": {"torch", "numpy", ".reference", ".ops", ".backends", ".native"},  # whose roundings a comparison allows
-    "info": {"torch", "numpy", "triton", ".backends", ".native", ".version"},
+    "info": {"torch", "numpy", "triton", "._check_values", ".backends", ".native", ".version"},
     "version": set(),
-    "__init__": {".ops", ".backends", ".attention", ".version"},
+    "__init__": {"._check_values", ".ops", ".backends", ".attention", ".version"},
 }
 
 

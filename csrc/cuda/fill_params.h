@@ -167,12 +167,15 @@ inline CopyParams copy_params(const CopyViews& views) {
   return p;
 }
 
+inline Partial partial_of(const TensorView& out, const TensorView& lse) {
+  return {out.data,           lse.as<const float>(), out.byte_stride(0),
+          out.byte_stride(1), lse.stride[0],         lse.stride[1]};
+}
+
 inline MergeParams merge_params(const MergeViews& views) {
   MergeParams p{};
-  p.out_a = views.out_a.data;
-  p.out_b = views.out_b.data;
-  p.lse_a = views.lse_a.as<const float>();
-  p.lse_b = views.lse_b.as<const float>();
+  p.a = partial_of(views.out_a, views.lse_a);
+  p.b = partial_of(views.out_b, views.lse_b);
   p.sinks = views.sinks.as<const float>();
   p.out = views.out.data;
   p.lse = views.lse.as<float>();

@@ -73,12 +73,19 @@ struct CopyParams {
   DType src_dtype, dst_dtype;
 };
 
+// One of the two attentions to merge.
+struct Partial {
+  const char* out;                          // [rows, num_heads, dim]
+  const float* lse;                         // [rows, num_heads]
+  int64_t out_row_stride, out_head_stride;  // of out
+  int64_t lse_row_stride, lse_head_stride;  // of lse, in elements
+};
+
 struct MergeParams {
-  const char *out_a, *out_b;   // [rows, num_heads, dim]
-  const float *lse_a, *lse_b;  // [rows, num_heads]
-  const float* sinks;          // [num_heads] or null
-  char* out;                   // [rows, num_heads, dim]
-  float* lse;                  // [rows, num_heads]
+  Partial a, b;
+  const float* sinks;  // [num_heads] or null
+  char* out;           // [rows, num_heads, dim], contiguous
+  float* lse;          // [rows, num_heads], contiguous
   int64_t rows;
   int32_t num_heads, dim;
   DType dtype;

@@ -66,17 +66,17 @@ int64_t grain(int64_t bytes_per_piece) {
 void check_lengths(const char* op, const AttentionParams& p, int64_t num_seqs, int64_t num_rows,
                    int64_t max_pages) {
   for (int64_t s = 0; s < num_seqs; ++s) {
-    STD_TORCH_CHECK(p.seqlens_k[s] <= max_pages * p.page_size, "IndexError: swa_attn.", op,
-                    ": seqlens_k[", s, "] must be at most ", max_pages * p.page_size,
-                    " (block_table has ", max_pages, " pages of ", p.page_size, "), got ",
-                    p.seqlens_k[s]);
+    STD_TORCH_CHECK(
+        0 <= p.seqlens_k[s] && p.seqlens_k[s] <= max_pages * p.page_size, "IndexError: swa_attn.",
+        op, ": seqlens_k[", s, "] must be at least 0 and at most ", max_pages * p.page_size,
+        " (block_table has ", max_pages, " pages of ", p.page_size, "), got ", p.seqlens_k[s]);
   }
   if (!p.cu_seqlens_q) return;
   for (int64_t s = 0; s < num_seqs; ++s) {
     const int64_t from = p.cu_seqlens_q[s], to = p.cu_seqlens_q[s + 1];
-    STD_TORCH_CHECK(0 <= from && from <= to && to <= num_rows, "IndexError: swa_attn.", op,
-                    ": cu_seqlens_q must rise from 0 to at most ", num_rows, ", got ", from, ", ",
-                    to, " at ", s);
+    STD_TORCH_CHECK((s > 0 || from == 0) && from <= to && to <= num_rows, "IndexError: swa_attn.",
+                    op, ": cu_seqlens_q must rise from 0 to at most ", num_rows, ", got ", from,
+                    ", ", to, " at ", s);
   }
 }
 
@@ -233,18 +233,22 @@ void copy_pages(Tensor src, Tensor dst, Tensor src_pages, Tensor dst_pages,
       [&](int64_t first, int64_t last) { cpu::kernels().copy_pages(p, first, last); });
 }
 
+// out `[rows, heads, dim]` and lse `[rows, heads]`.
+cpu::Partial partial_of(const Tensor& out, const Tensor& lse) {
+  return {bytes(out),          data<float>(lse), byte_stride(out, 0),
+          byte_stride(out, 1), lse.stride(0),    lse.stride(1)};
+}
+
 void merge_states(Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b, OptionalTensor sinks,
                   Tensor out, Tensor lse) {
   cpu::MergeParams p{};
-  p.out_a = bytes(out_a);
-  p.out_b = bytes(out_b);
-  p.lse_a = data<float>(lse_a);
-  p.lse_b = data<float>(lse_b);
+  p.a = partial_of(out_a, lse_a);
+  p.b = partial_of(out_b, lse_b);
   p.sinks = data_or_null<float>(sinks);
   p.out = bytes(out);
   p.lse = static_cast<float*>(lse.data_ptr());
-  p.num_heads = out.size(out.dim() - 2);
-  p.dim = out.size(out.dim() - 1);
+  p.num_heads = out.size(1);
+  p.dim = out.size(2);
   p.dtype = dtype_of<DType>(out);
   torch::stable::parallel_for(
       0, lse.numel(), grain(p.dim * cpu::size_of(p.dtype)),

@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
 #include <map>
 #include <mutex>
 #include <string>
@@ -38,26 +37,6 @@ TensorView view(const Tensor& x) {
 }
 
 TensorView view(const OptionalTensor& x) { return x ? view(*x) : TensorView{}; }
-
-// A contiguous tensor [..., heads, dim] as [rows, heads, dim].
-TensorView rows_view(const Tensor& x) {
-  const int64_t heads = x.size(x.dim() - 2), dim = x.size(x.dim() - 1);
-  TensorView found{};
-  found.data = bytes(x);
-  found.dtype = dtype_of<DType>(x);
-  found.dims = 3;
-  found.size[0] = x.numel() / std::max<int64_t>(1, heads * dim);
-  found.size[1] = heads;
-  found.size[2] = dim;
-  return found;
-}
-
-// What of a tensor only its address matters.
-TensorView address_view(const Tensor& x) {
-  TensorView found{};
-  found.data = bytes(x);
-  return found;
-}
 
 // What a device is does not change: asked once.
 cuda::Device device_facts(int32_t index) {
@@ -173,9 +152,8 @@ void copy_pages(Tensor src, Tensor dst, Tensor src_pages, Tensor dst_pages,
 
 void merge_states(Tensor out_a, Tensor lse_a, Tensor out_b, Tensor lse_b, OptionalTensor sinks,
                   Tensor out, Tensor lse) {
-  const cuda::MergeParams p =
-      cuda::merge_params({rows_view(out_a), address_view(lse_a), rows_view(out_b),
-                          address_view(lse_b), view(sinks), rows_view(out), address_view(lse)});
+  const cuda::MergeParams p = cuda::merge_params(
+      {view(out_a), view(lse_a), view(out_b), view(lse_b), view(sinks), view(out), view(lse)});
   const OnDevice on(out);
   check("merge_states", cuda::merge_states(p, on.stream()));
 }

@@ -36,7 +36,10 @@ def oracle(inputs: Inputs, dtype: torch.dtype = torch.float64) -> tuple[Tensor, 
 
 def ran(inputs: Inputs) -> str:
     """The backend that runs prefill on these inputs now; one on a card by the name of its kernels."""
-    name = backends.choose_name("prefill", inputs.q, inputs.k_cache, inputs.v_cache.shape[3])
+    numbers = inputs.options["softmax_scale"], inputs.options.get("softcap", 0.0)
+    name = backends.choose_name(
+        "prefill", inputs.q, inputs.k_cache, inputs.v_cache.shape[3], inputs.block_table, *numbers
+    )
     module = backends.load(name)
     return module.name if isinstance(module, OnCard) else name
 

@@ -95,7 +95,7 @@ def lacks(case: object) -> str | None:
     """See backends.py."""
     if case.device != "cpu":
         return f"the emulator takes cpu tensors, got {case.device}"
-    reason = unavailable()
+    reason = unavailable() or case.lacks_in_cuda()
     if reason is None and case.op in ("prefill", "decode"):
         return _attention_lacks(case)
     return reason
@@ -219,17 +219,14 @@ def decode(*where: Tensor, **options: object) -> None:
 def merge_states(
     out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, *, sinks: Tensor | None, out: Tensor, lse: Tensor
 ) -> None:
-    def rows(x: Tensor) -> Tensor:
-        return x.reshape(-1, *out.shape[-2:])
-
     buffers = {
-        "out_a": reads(rows(out_a), "partials"),
-        "lse_a": reads(lse_a.flatten(), "partials"),
-        "out_b": reads(rows(out_b), "partials"),
-        "lse_b": reads(lse_b.flatten(), "partials"),
+        "out_a": reads(out_a, "partials"),
+        "lse_a": reads(lse_a, "partials"),
+        "out_b": reads(out_b, "partials"),
+        "lse_b": reads(lse_b, "partials"),
         "sinks": _optional(None if sinks is None else sinks.float(), "tables"),
-        "out": writes(rows(out)),
-        "lse": writes(lse.flatten()),
+        "out": writes(out),
+        "lse": writes(lse),
     }
     _launch(page_kernels(), "merge_states", buffers)
 

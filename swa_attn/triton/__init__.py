@@ -24,6 +24,8 @@ def lacks(case: Any) -> str | None:
         return "Triton needs a CUDA device (or its interpreter: TRITON_INTERPRET=1 before the first import)"
     if case.device == "cuda" and torch.version.hip is not None:
         return "the tiles are for NVIDIA GPUs"
+    if case.many_rows:
+        return "its kernels count fewer than 2**30 rows"
     if case.op in ("prefill", "decode") and max(case.head_dim, case.v_head_dim) > MAX_HEAD_DIM:
         return f"head_dim {case.head_dim} and v_head_dim {case.v_head_dim} must be at most {MAX_HEAD_DIM}"
     return None

@@ -54,7 +54,11 @@ def attend(
     b_m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     b_l = tl.zeros([BLOCK_M], tl.float32)
     b_acc = tl.zeros([BLOCK_M, DV_TILE], tl.float32)
-    for i_key in range(first_key // BLOCK_N * BLOCK_N, end_key, BLOCK_N):
+    # By number: the position after the last tile need not fit an int32.
+    first_tile = first_key // BLOCK_N
+    num_tiles = tl.where(end_key > first_key, (end_key - 1) // BLOCK_N - first_tile + 1, 0)
+    for i_tile in range(first_tile, first_tile + num_tiles):
+        i_key = i_tile * BLOCK_N
         o_key = i_key + tl.arange(0, BLOCK_N)
         m_key = (o_key >= first_key) & (o_key < end_key)
         o_slot = o_key % PAGE_SIZE

@@ -11,7 +11,9 @@ from torch import Tensor
 from .interpreter import INTERPRETED
 from .scores import LOG2_E
 
-NO_WINDOW = 1 << 30  # more keys than any sequence has, with room to subtract it from a position
+NO_WINDOW = (
+    2**31 - 1
+)  # at least as many keys as any sequence has; may be subtracted from a position that is not negative
 INTERPRETER_ARCH = 90  # whose tiles it runs
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 

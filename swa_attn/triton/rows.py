@@ -27,7 +27,8 @@ def tokens_and_heads(first_row, end_row, i_head, GROUP_SIZE: tl.constexpr, BLOCK
 def visible_keys(first_row, end_row, context, window, GROUP_SIZE: tl.constexpr):
     """First and last + 1 key that some row of first_row to end_row sees; `context` is the sequence's length before its
     queries, negative if there are more queries than keys."""
-    return tl.maximum(0, context + first_row // GROUP_SIZE - window + 1), context + (end_row - 1) // GROUP_SIZE + 1
+    first_position = tl.maximum(0, context + first_row // GROUP_SIZE)
+    return tl.maximum(0, first_position - window + 1), context + (end_row - 1) // GROUP_SIZE + 1
 
 
 @triton.jit

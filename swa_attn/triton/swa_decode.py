@@ -67,7 +67,7 @@ def swa_decode(
     end_row = end_tile
     while condition(first_row < end_tile, disable_licm=True):
         o_token, o_head, m_row = tokens_and_heads(first_row, end_row, i_head, GROUP_SIZE, BLOCK_M)
-        p_q = q + i_seq * stride_q_seq + o_token * stride_q_token + o_head * stride_q_head
+        p_q = q + i_seq * stride_q_seq + o_token.to(tl.int64) * stride_q_token + o_head * stride_q_head
         first_key, end_key = visible_keys(first_row, end_row, context, window, GROUP_SIZE)
         b_acc, b_m, b_l = attend(
             p_q,
@@ -97,7 +97,7 @@ def swa_decode(
         o_token, o_head, m_row = tokens_and_heads(first_right, end_row, i_head, GROUP_SIZE, BLOCK_M)
         b_out, b_lse = softmax_finish(b_acc, b_m, b_l, sinks, o_head, m_row)
         o_dim = tl.arange(0, DV_TILE)
-        p_out = out + i_seq * stride_out_seq + o_token * stride_out_token + o_head * stride_out_head
+        p_out = out + i_seq * stride_out_seq + o_token.to(tl.int64) * stride_out_token + o_head * stride_out_head
         m_out = m_row[:, None] & (o_dim < DV)[None, :]
         tl.store(p_out[:, None] + o_dim[None, :], rounded(b_out, out.dtype.element_ty), mask=m_out)
         tl.store(lse + (i_seq * q_len + o_token) * (num_kv_heads * GROUP_SIZE) + o_head, b_lse, mask=m_row)

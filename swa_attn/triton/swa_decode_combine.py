@@ -64,6 +64,6 @@ def swa_decode_combine(
     o_head = i_head + tl.arange(0, 1)
     b_max = row_max + tl.zeros([1], tl.float32)
     b_result, b_lse = softmax_finish(b_acc[None, :], b_max, b_sum, sinks, o_head, o_head < num_q_heads)
-    p_out = out + i_seq * stride_out_seq + i_token * stride_out_token + i_head * stride_out_head
+    p_out = out + i_seq * stride_out_seq + i_token.to(tl.int64) * stride_out_token + i_head * stride_out_head
     tl.store(p_out + o_dim[None, :], rounded(b_result, out.dtype.element_ty), mask=(o_dim < DV)[None, :])
     tl.store(lse + i_row + tl.arange(0, 1), b_lse)

@@ -52,14 +52,14 @@ def swa_decode_split(
     i_split = first_split + tl.program_id(2)
     while condition(i_split < end_split, disable_licm=True):
         o_token, o_head, m_row = tokens_and_heads(first_row, end_row, i_head, GROUP_SIZE, BLOCK_M)
-        p_q = q + i_seq * stride_q_seq + o_token * stride_q_token + o_head * stride_q_head
+        p_q = q + i_seq * stride_q_seq + o_token.to(tl.int64) * stride_q_token + o_head * stride_q_head
         first_key, end_key = visible_keys(first_row, end_row, context, window, GROUP_SIZE)
         b_acc, b_m, b_l = attend(
             p_q,
             m_row,
             context + o_token,
             tl.maximum(first_key, i_split * SPLIT),
-            tl.minimum(end_key, (i_split + 1) * SPLIT),
+            i_split * SPLIT + tl.minimum(end_key - i_split * SPLIT, SPLIT),
             k_pages,
             v_pages,
             block_table + i_seq * stride_table,
@@ -80,7 +80,7 @@ def swa_decode_split(
         )
         first_right, next_row, end_next = accept_rows(b_acc, b_l, first_row, end_row, end_tile, GROUP_SIZE)
         o_token, o_head, m_row = tokens_and_heads(first_right, end_row, i_head, GROUP_SIZE, BLOCK_M)
-        i_slot = (i_split - first_split) * tl.num_programs(1) + i_seq
+        i_slot = (i_split - first_split).to(tl.int64) * tl.num_programs(1) + i_seq
         o_partial = (i_slot * q_len + o_token) * (num_kv_heads * GROUP_SIZE) + o_head
         o_dim = tl.arange(0, DV_TILE)
         m_out = m_row[:, None] & (o_dim < DV)[None, :]

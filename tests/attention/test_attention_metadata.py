@@ -118,3 +118,19 @@ def test_errors_name_the_argument(changes, message):
     AttentionMetadata.build(**GOOD)
     with pytest.raises(ValueError, match=f"AttentionMetadata.build: {message}"):
         AttentionMetadata.build(**{**GOOD, **changes})
+
+
+@pytest.mark.parametrize("window", [2**31 - 1, 2**62, 2**63 - 1, 2**70])
+def test_windows_longer_than_any_sequence_see_all_pages(window):
+    """Beside a padding sequence, whose queries start before position 0."""
+    step = [[5, 6], []], [7, 0], [2, 3], 4
+    AttentionMetadata.build(*step, window=window)
+    with pytest.raises(ValueError, match=r"block_tables\[0\]\[0\] must be a page: its keys are visible"):
+        AttentionMetadata.build([[-1, 6], []], *step[1:], window=window)
+
+
+def test_what_an_int32_does_not_hold_is_refused():
+    with pytest.raises(ValueError, match=r"seqlens_k\[0\] must be at most 2\*\*31 - 1, got 2147483648"):
+        AttentionMetadata.build([range(2**15)], [2**31], [1], 2**16)
+    with pytest.raises(ValueError, match=r"block_tables\[0\]\[1\] must be at most 2\*\*31 - 1, got 2147483648"):
+        AttentionMetadata.build([[0, 2**31]], [5], [1], 4)

@@ -161,10 +161,15 @@ MUTATIONS = (
     Mutation("merge: empty partials are read", MERGE, "if (weights.b != 0.f) b =", "b ="),
     Mutation("merge: the sink counts in lse", MERGE, "logf(a + b)", "logf(denominator)"),
     Mutation("merge: no sink", MERGE, "denominator += expf", "denominator += 0.f * expf"),
-    Mutation("merge: the row's own sink", MERGE, "int(index % p.num_heads)", "0"),
+    Mutation("merge: the row's own sink", MERGE, "sink[head]", "sink[0]"),
+    Mutation("merge: +inf is a partial like others", MERGE, "lse == INFINITY ? -INFINITY : lse", "lse"),
+    Mutation("merge: b's heads lie as a's", MERGE, "head * p.b.out_head_stride", "head * p.a.out_head_stride"),
+    Mutation("merge: lse taken for contiguous", MERGE, "head * part.lse_head_stride", "head"),
     Mutation("merge: weights without the maximum", MERGE, "expf(lse_b - largest)", "expf(lse_b)"),
-    Mutation("merge: alignment of out not looked at", HOST_MERGE, "&& all_aligned(kWidestUnit, p.out, {})", ""),
-    Mutation("merge: alignment of b not looked at", HOST_MERGE, "all_aligned(kWidestUnit, p.out_b, {}) && ", ""),
+    Mutation(
+        "merge: alignment of out not looked at", HOST_MERGE, "p.out, {int64_t(p.dim) * size_of(p.dtype)}", "nullptr, {}"
+    ),
+    Mutation("merge: alignment of b not looked at", HOST_MERGE, "is_wide(p.a) && is_wide(p.b) &&", "is_wide(p.a) &&"),
 )
 
 

@@ -279,7 +279,8 @@ def test_merge_at_any_alignment(dtype, dim, shifts):
     lse_a[0, 0, 1], lse_b[1, 1, 2] = -math.inf, -math.inf
     a[0, 0, 1], b[1, 1, 2] = NAN, NAN
     lse = torch.full((3, 2, 5), NAN)
-    emulated_backend.merge_states(a, lse_a, b, lse_b, sinks=sinks, out=out, lse=lse)
+    states = (x.view(-1, *x.shape[2:]) for x in (a, lse_a, b, lse_b))
+    emulated_backend.merge_states(*states, sinks=sinks, out=out.view(-1, 5, dim), lse=lse.view(-1, 5))
     exact, exact_lse = reference.merge_states(a.double(), lse_a, b.double(), lse_b, sinks)
     assert ((out.double() - exact).abs() <= 2 * torch.finfo(dtype).eps * exact.abs().max()).all()
     torch.testing.assert_close(lse.double(), exact_lse, rtol=4e-7, atol=4e-7)

@@ -6,10 +6,11 @@ import pytest
 import torch
 from fitting import fit
 from torch import library as torch_library
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import swa_attn
 from swa_attn import _checks, ops
-from swa_attn.testing import AttentionCase, build
+from swa_attn.testing import AttentionCase, assert_close_to_oracle, build
 
 FP8 = torch.float8_e4m3fn
 OPS = torch.ops.swa_attn
@@ -238,6 +239,115 @@ def test_copy_pages_on_the_cpu_refuses_lists_elsewhere():
     (src, dst, src_pages, dst_pages), _ = page_arguments("copy_pages")
     with pytest.raises(ValueError, match=r"copy_pages: src_pages must be on cpu like dst, or on the CPU .* got meta"):
         _checks.check_copy_pages(src, dst, src_pages.to("meta"), dst_pages)
+
+
+SCALAR_ERRORS = [  # a float32 must hold it, as a normal number; a wrong type is one of ours, not the dispatcher's
+    (
+        "softmax_scale",
+        1e-320,
+        ValueError,
+        "softmax_scale must be 0 or of a magnitude from 2.*-126 to 2.*127, as a float32 is, got 1e-320",
+    ),
+    ("softmax_scale", 2.0**-127, ValueError, "softmax_scale must be .* got 5.87"),
+    ("softmax_scale", 2.0**127 * 1.01, ValueError, "softmax_scale must be .* got 1.71"),
+    ("softmax_scale", 10**400, ValueError, "softmax_scale must be .* got 1000"),
+    ("softmax_scale", float("inf"), ValueError, "softmax_scale must be .* got inf"),
+    ("softmax_scale", float("nan"), ValueError, "softmax_scale must be .* got nan"),
+    ("softmax_scale", True, TypeError, "softmax_scale must be a number, got bool"),
+    ("softmax_scale", "1", TypeError, "softmax_scale must be a number, got str"),
+    ("softmax_scale", torch.tensor(1.0), TypeError, "softmax_scale must be a number, got Tensor"),
+    ("softcap", 1e-320, ValueError, "softcap must be 0 or of a magnitude .* got 1e-320"),
+    ("softcap", float("inf"), ValueError, "softcap must be 0 or of a magnitude .* got inf"),
+    ("softcap", 2.0**128, ValueError, "softcap must be 0 or of a magnitude .* got 3.4"),
+    ("softcap", None, TypeError, "softcap must be a number, got None"),
+    ("softcap", False, TypeError, "softcap must be a number, got bool"),
+    ("softcap", 2.0**-126, ValueError, "softmax_scale / softcap must be 0 or of a magnitude .* got 2.7"),
+    ("window", True, TypeError, "window must be an integer or None, got bool"),
+    ("window", 8.0, TypeError, "window must be an integer or None, got float"),
+    ("window", 2**63, ValueError, "window must be an integer of 64 bits or None, got 9223372036854775808"),
+    ("window", -(2**70), ValueError, "window must be an integer of 64 bits or None"),
+]
+
+
+@pytest.mark.parametrize("argument, value, error, message", SCALAR_ERRORS, ids=lambda x: str(x)[:30])
+def test_scalars_that_a_float32_does_not_hold_are_refused(argument, value, error, message):
+    inputs = build(AttentionCase())
+    options = inputs.options | {"softmax_scale": 2.0**-3, argument: value}
+    if argument == "softcap" and value == 2.0**-126:
+        options["softmax_scale"] = 2.0**5
+    with pytest.raises(error, match="swa_attn.prefill: " + message):
+        swa_attn.prefill(*inputs.prefill_args, **options)
+
+
+@pytest.mark.parametrize("scale", [2.0**-126, 2.0**-20, 2.0**30, 2.0**127])
+@pytest.mark.parametrize("softcap", [0.0, 2.0**-10, 2.0**10])
+def test_scales_at_the_ends_of_float32(backend, scale, softcap):
+    """Scores far below 1, whatever the scale is made of; what capping needs, a quotient, must be a float32 too."""
+    inputs = build(fit(AttentionCase(seqs=((3, 20),)), backend))
+    inputs.q = (inputs.q.float() * (2.0**-8 / scale)).to(inputs.q.dtype)
+    if not torch.isfinite(inputs.q).all():
+        pytest.skip("the queries' type does not hold what makes such scores")
+    inputs.options |= {"softmax_scale": scale, "softcap": softcap}
+    if softcap and not _checks.SMALLEST <= scale / softcap <= _checks.LARGEST:
+        with pytest.raises(ValueError, match="softmax_scale / softcap must be"):
+            swa_attn.prefill(*inputs.prefill_args, **inputs.options)
+        return
+    assert_close_to_oracle(inputs, *swa_attn.prefill(*inputs.prefill_args, **inputs.options))
+
+
+@pytest.mark.parametrize("window", [2**30, 2**31 - 1, 2**31, 2**62, 2**63 - 1])
+def test_windows_up_to_what_an_integer_holds(backend, window):
+    """A verify step of a padding sequence has rows before position 0, from which such a window cannot be taken away."""
+    inputs = build(fit(AttentionCase(seqs=((8, 3), (8, 0), (8, 30)), window=None), backend))
+    everything = swa_attn.decode(*inputs.decode_args, **inputs.options)
+    for got in (
+        swa_attn.decode(*inputs.decode_args, **(inputs.options | {"window": window})),
+        OPS.decode(*inputs.decode_args, **(inputs.options | {"window": window})),
+    ):
+        assert torch.equal(got[0], everything[0]) and torch.equal(got[1], everything[1])
+    out, lse = swa_attn.prefill(*inputs.prefill_args, **(inputs.options | {"window": window}))
+    assert_close_to_oracle(inputs, out, lse)
+
+
+ODD = {
+    "None": (lambda x: None, "a tensor, got None"),
+    "list": (lambda x: x.tolist(), "a tensor( or None)?, got list"),
+    "numpy": (lambda x: x.numpy(), "a tensor( or None)?, got ndarray"),
+    "sparse": (lambda x: x.to_sparse(), "a dense tensor in memory, got a sparse tensor"),
+    "nested": (lambda x: torch.nested.nested_tensor(list(x)), "a dense tensor in memory, got a nested tensor"),
+    "zero": (lambda x: torch._efficientzerotensor(x.shape, dtype=x.dtype), ".* in memory, got a ZeroTensor"),
+    "negated": (lambda x: torch._neg_view(x), "a dense tensor in memory, got a view that negates"),
+    "fake": (lambda x: FakeTensorMode().from_tensor(x), "a FakeTensor like .*, got a tensor with memory"),
+    "meta": (lambda x: x.to("meta"), "(on .* like .*, got .*|a tensor with memory like .*, got a meta tensor)"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_dense_tensor_is_refused_by_name(kind):
+    change, message = ODD[kind]
+    inputs = build(AttentionCase(seqs=((2, 9), (2, 14))))
+    where = ("q", "k_cache", "v_cache", "block_table", "seqlens_k")
+    calls = [(swa_attn.decode, dict(zip(where, inputs.decode_args)))]
+    calls += [(swa_attn.prefill, dict(zip((*where, "cu_seqlens_q"), inputs.prefill_args)))]
+    args, options = page_arguments("append_kv")
+    calls += [(swa_attn.append_kv, dict(zip(("key", "value", "k_cache", "v_cache", "slot_mapping"), args)) | options)]
+    args, options = page_arguments("merge_states")
+    calls += [(swa_attn.merge_states, dict(zip(("out_a", "lse_a", "out_b", "lse_b"), args)) | options)]
+    calls += [
+        (swa_attn.copy_pages, dict(zip(("src", "dst", "src_pages", "dst_pages"), page_arguments("copy_pages")[0])))
+    ]
+    optional = ("k_host_cache", "v_host_cache", "sinks")
+    for op, arguments in calls:
+        for name, x in arguments.items():
+            if name in optional and kind == "None":
+                continue
+            blamed = r"\w+" if kind in ("fake", "meta") else name
+            with pytest.raises((TypeError, ValueError), match=f"swa_attn.{op.__name__}: {blamed} must be {message}"):
+                op(**(arguments | {name: change(x)}))
+    if kind in ("sparse", "zero", "negated"):
+        with pytest.raises(TypeError, match=f"swa_attn.decode: out must be {message}"):
+            swa_attn.decode(*inputs.decode_args, out=change(torch.zeros(2, 2, 4, 16)), lse=torch.zeros(2, 2, 4))
 
 
 def test_two_windows_in_one_process(backend):

@@ -147,6 +147,21 @@ def test_copy_to_fp8_and_back(backend, dtype):
     assert back[:, 0].float().isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_nan_of_an_unused_slot_does_not_spread_through_the_scale(backend, dtype):
+    src = layered(1, 3, dtype=dtype, seed=1)
+    src[0, 1, 2:] = NAN  # two slots of four were never written
+    src[0, 2, :, 1] = NAN
+    down, scale = layered(1, 3, dtype=FP8), torch.full((1, 3, 2), NAN)
+    swa_attn.copy_pages(src, down, torch.tensor([1, 2]), torch.tensor([0, 1]), dst_scale=scale)
+    used = src[0, 1, :2].float()
+    assert torch.equal(scale[0, 0], used.abs().amax((0, 2)) / 448)
+    back = down[0, 0].float() * scale[0, 0, :, None]
+    assert ((back[:2] - used).abs() <= used.abs() / 15 + scale[0, 0, :, None] * 2.0**-9).all()
+    assert back[2:].isnan().all() and down[0, 1, :, 1].float().isnan().all()
+    assert torch.isfinite(scale[0, :2]).all() and torch.isfinite(down[0, 1, :, 0].float()).all()
+
+
 def test_copy_of_fp8_carries_its_scales(backend):
     src, scale = layered(2, 3, dtype=FP8, seed=1), torch.rand(2, 3, 2)
     dst, dst_scale = layered(2, 3, dtype=FP8), torch.full((2, 3, 2), NAN)
@@ -195,3 +210,69 @@ def test_merge(backend, dtype, sinks):
     exact = reference.merge_states(a.double(), lse_a, b.double(), lse_b, twice)
     with pytest.raises(AssertionError, match="out of merge_states"):
         assert_within(bounds, exact, (out, lse), "merge_states")
+
+
+def merge_inputs(seed=0, rows=(3, 4), heads=3, dim=24):
+    generator = torch.Generator().manual_seed(seed)
+    outs = [torch.randn(*rows, heads, dim, generator=generator) for _ in range(2)]
+    return [x for out in outs for x in (out, torch.randn(*rows, heads, generator=generator) * 3)]
+
+
+@pytest.mark.parametrize("infinity", [float("inf"), float("-inf")])
+def test_merge_takes_either_infinity_for_a_partial_without_keys(backend, infinity):
+    """FlashAttention writes +inf; what lies in such a partial's out may be anything."""
+    out_a, lse_a, out_b, lse_b = merge_inputs()
+    lse_a[0, 0], out_a[0, 0] = infinity, NAN
+    lse_b[1, 1], out_b[1, 1] = infinity, NAN
+    lse_a[2, 2] = lse_b[2, 2] = infinity
+    lse_a[2, 3], lse_b[2, 3] = infinity, -infinity
+    out_a[2, 2:] = out_b[2, 2:] = NAN
+    out, lse = swa_attn.merge_states(out_a, lse_a, out_b, lse_b, sinks=torch.full((3,), -80.0))
+    torch.testing.assert_close(out[0, 0], out_b[0, 0])
+    torch.testing.assert_close(lse[1, 1], lse_a[1, 1])
+    assert (out[2, 2:] == 0).all() and (lse[2, 2:] == float("-inf")).all()
+    assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("other", [0.0, float("-inf"), float("inf"), NAN], ids=str)
+def test_merge_of_a_nan_lse_is_nan(backend, other):
+    (out_a, lse_a, out_b, lse_b), other = merge_inputs(), torch.tensor(other)
+    for first, second in ((lse_a, lse_b), (lse_b, lse_a)):
+        first, second = first.clone(), second.clone()
+        first[0, 0], second[0, 0] = NAN, other
+        states = (out_a, first, out_b, second)
+        out, lse = swa_attn.merge_states(*states)
+        assert out[0, 0].isnan().all() and lse[0, 0].isnan().all()
+        assert torch.isfinite(out[0, 1:]).all() and torch.isfinite(lse[1:]).all()
+
+
+STRIDED = {  # how a partial of shape [3, 4, heads, dim] and its lse may lie in memory
+    "lse by heads": lambda out, lse: (out, lse.permute(2, 0, 1).contiguous().permute(1, 2, 0)),
+    "heads first": lambda out, lse: (out.transpose(1, 2).contiguous().transpose(1, 2), lse),
+    "slice of a wider buffer": lambda out, lse: (torch.cat([out, out], -1)[..., : out.shape[-1]], lse),
+    "last dimension strided": lambda out, lse: (out.mT.contiguous().mT, lse),
+    "an element off": lambda out, lse: (torch.cat([out[..., :1], out], -1)[..., 1:], torch.cat([lse, lse], 2)[..., :3]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", STRIDED)
+def test_merge_takes_strided_partials(backend, layout, dtype):
+    out_a, lse_a, out_b, lse_b = (x.to(dtype) if x.shape[-1] == 24 else x for x in merge_inputs())
+    expected = swa_attn.merge_states(out_a, lse_a, out_b, lse_b)
+    strided = STRIDED[layout](out_a, lse_a)
+    assert not all(x.is_contiguous() for x in strided)
+    for states in ((*strided, out_b, lse_b), (out_b, lse_b, *strided)):
+        out, lse = swa_attn.merge_states(*states)
+        assert out.is_contiguous() and lse.is_contiguous()
+        torch.testing.assert_close(out, expected[0])
+        torch.testing.assert_close(lse, expected[1])
+
+
+def test_merge_of_an_expanded_partial(backend):
+    """Inputs may overlap themselves: they are only read."""
+    out_a, lse_a, out_b, lse_b = merge_inputs()
+    expanded = out_a[:1].expand(3, -1, -1, -1)
+    expected = swa_attn.merge_states(expanded.contiguous(), lse_a, out_b, lse_b)
+    got = swa_attn.merge_states(expanded, lse_a, out_b, lse_b)
+    assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])

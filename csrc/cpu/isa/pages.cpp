@@ -106,28 +106,36 @@ void copy_pages(const CopyParams& p, int64_t first_piece, int64_t last_piece) {
   }
 }
 
-void merge_states(const MergeParams& p, int64_t first_row, int64_t last_row) {
+// A partial that saw no key has lse -inf here and +inf in FlashAttention.
+float lse_of(const Partial& part, int64_t row, int64_t head) {
+  const float lse = part.lse[row * part.lse_row_stride + head * part.lse_head_stride];
+  return lse == INFINITY ? -INFINITY : lse;
+}
+
+void merge_states(const MergeParams& p, int64_t first_piece, int64_t last_piece) {
   std::vector<float> a(size_t(p.dim)), b(size_t(p.dim));
-  const int64_t bytes = p.dim * size_of(p.dtype);
-  for (int64_t row = first_row; row < last_row; ++row) {
-    const float lse_a = p.lse_a[row], lse_b = p.lse_b[row];
-    const float largest = std::max(lse_a, lse_b);
-    const bool empty = !(largest > -INFINITY);
-    const float weight_a = empty ? 0 : std::exp(lse_a - largest);
-    const float weight_b = empty ? 0 : std::exp(lse_b - largest);
+  for (int64_t piece = first_piece; piece < last_piece; ++piece) {
+    const int64_t row = piece / p.num_heads, head = piece % p.num_heads;
+    const float lse_a = lse_of(p.a, row, head), lse_b = lse_of(p.b, row, head);
+    const bool empty = lse_a == -INFINITY && lse_b == -INFINITY;
+    const float largest = empty ? 0.0f : std::max(lse_a, lse_b);
+    const float weight_a = std::exp(lse_a - largest), weight_b = std::exp(lse_b - largest);
     const float total = weight_a + weight_b;
-    const float sink = p.sinks && !empty ? std::exp(p.sinks[row % p.num_heads] - largest) : 0.0f;
+    const float sink = p.sinks && !empty ? std::exp(p.sinks[head] - largest) : 0.0f;
     const float factor = empty ? 0 : 1.0f / (total + sink);
     // An empty partial's out may be anything, NaN included: it is not read.
-    std::fill(a.begin(), a.end(), 0.0f);
-    std::fill(b.begin(), b.end(), 0.0f);
-    if (weight_a > 0) to_float32(p.dtype, p.out_a + row * bytes, p.dim, 1.0f, a.data());
-    if (weight_b > 0) to_float32(p.dtype, p.out_b + row * bytes, p.dim, 1.0f, b.data());
+    const auto load = [&](const Partial& part, float lse, std::vector<float>& to) {
+      const char* out = part.out + row * part.out_row_stride + head * part.out_head_stride;
+      if (lse == -INFINITY) return std::fill(to.begin(), to.end(), 0.0f);
+      to_float32(p.dtype, out, p.dim, 1.0f, to.data());
+    };
+    load(p.a, lse_a, a);
+    load(p.b, lse_b, b);
     for (int64_t d = 0; d < p.dim; ++d) {
       a[size_t(d)] = (a[size_t(d)] * weight_a + b[size_t(d)] * weight_b) * factor;
     }
-    from_float32(p.dtype, a.data(), p.dim, 1.0f, p.out + row * bytes);
-    p.lse[row] = empty ? -INFINITY : largest + std::log(total);
+    from_float32(p.dtype, a.data(), p.dim, 1.0f, p.out + piece * p.dim * size_of(p.dtype));
+    p.lse[piece] = empty ? -INFINITY : largest + std::log(total);
   }
 }
 

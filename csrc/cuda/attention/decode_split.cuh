@@ -11,11 +11,11 @@ constexpr int kSplitKeys = 1024;
 
 // The most splits that the keys of one sequence can touch; 1: they are not cut. Windows of up to
 // kSplitKeys are never cut.
-inline int max_decode_splits(int window, int q_len, int max_keys) {
+inline int max_decode_splits(int window, int q_len, int64_t max_keys) {
   if (window <= kSplitKeys || max_keys <= kSplitKeys) return 1;
   const int64_t keys = int64_t(window) + q_len - 1;
   const int64_t touched = (keys + kSplitKeys - 2) / kSplitKeys + 1;
-  return int(ptx::min(touched, int64_t(max_keys + kSplitKeys - 1) / kSplitKeys));
+  return int(ptx::min(touched, (max_keys + kSplitKeys - 1) / kSplitKeys));
 }
 
 struct KeyRange {

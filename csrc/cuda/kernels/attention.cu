@@ -50,7 +50,7 @@ const char* attention_lacks(int group_size, int head_dim, int v_head_dim, DType 
 }
 
 int decode_splits(const AttentionParams& p) {
-  return max_decode_splits(p.window, p.q_len, p.max_pages * p.page_size);
+  return max_decode_splits(p.window, p.q_len, int64_t(p.max_pages) * p.page_size);
 }
 
 int prefill(const AttentionParams& p, const Device& device, Stream stream) {
