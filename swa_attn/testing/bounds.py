@@ -214,6 +214,7 @@ def merge_bounds(
 ) -> Bounds:
     """Of merge_states, whose partial results are taken as exact: out `[..., Hq, Dv]`, lse `[..., Hq]`."""
     parts = torch.stack((lse_a, lse_b)).double()
+    parts = torch.where(parts == float("inf"), float("-inf"), parts)  # FlashAttention's mark of a partial without keys
     largest = parts.amax(0)
     empty = largest == float("-inf")
     base = torch.where(empty, 0.0, largest)

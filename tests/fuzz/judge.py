@@ -8,6 +8,8 @@ from torch import Tensor
 
 import swa_attn
 from swa_attn import reference
+from swa_attn.testing.bounds import attention_bounds, merge_bounds
+from swa_attn.testing.roundings import roundings_of
 
 ERRORS = (ValueError, TypeError, NotImplementedError, IndexError)
 NAMED = re.compile(r"^swa_attn\.(append_kv|prefill|decode|merge_states|copy_pages)\b")
@@ -87,15 +89,10 @@ def judge_merged(call: Call, memory: Memory, result: tuple[Tensor, Tensor]) -> N
         raise WrongError(f"wrote to {changed}")
     given = {n: x for n, x in call.arguments.items() if x is not None}
     exact = reference.merge_states(**{n: x.double() if n.startswith("out") else x for n, x in given.items()})
-    eps = torch.finfo(given["out_a"].dtype).eps
-    of_lse = max(largest(given["lse_a"]), largest(given["lse_b"]))
-    compare(
-        "out",
-        result[0],
-        exact[0],
-        4 * max(largest(given["out_a"]), largest(given["out_b"])) * (eps + 2.0**-22 * (1 + of_lse)),
-    )
-    compare("lse", result[1], exact[1], 2.0**-20 * (1 + of_lse))
+    parts = (given[name] for name in ("out_a", "lse_a", "out_b", "lse_b"))
+    bounds = merge_bounds(*parts, given.get("sinks"), given["out_a"].dtype)
+    compare("out", result[0], exact[0], bounds.out)
+    compare("lse", result[1], exact[1], bounds.lse)
 
 
 def judge_attention(call: Call, memory: Memory, result: tuple[Tensor, Tensor]) -> None:
@@ -103,34 +100,30 @@ def judge_attention(call: Call, memory: Memory, result: tuple[Tensor, Tensor]) -
     if changed := memory.differs(written):
         raise WrongError(f"wrote to {changed}")
     options = {n: x for n, x in call.arguments.items() if n not in ("out", "lse") and x is not None}
-    q, k_cache, v_cache = (options[name] for name in ("q", "k_cache", "v_cache"))
+    q, k_cache = options["q"], options["k_cache"]
     scale = options.setdefault("softmax_scale", q.shape[-1] ** -0.5)
     options["window"] = int(options.get("window", -1))
-    softcap = options.setdefault("softcap", 0.0)
     rows = q.shape[0] if call.op == "decode" else int(options["cu_seqlens_q"][-1])
     try:
         exact = getattr(reference, call.op)(**options, compute_dtype=torch.float64)
     except Exception as error:
         raise WrongError(f"accepted what the reference refuses: {type(error).__name__}: {error}") from error
     out, lse = result
-    magnitude = [
-        largest(x, s, h)
-        for x, s, h in (
-            (k_cache, options.get("k_scale"), options.get("k_host_cache")),
-            (v_cache, options.get("v_scale"), options.get("v_host_cache")),
-        )
-    ]
-    eps = torch.finfo(q.dtype).eps
-    score = abs(scale) * largest(q) * magnitude[0] * q.shape[-1]
-    of_type = torch.finfo(computed_in(q.dtype))
-    if max(score, largest(q) * magnitude[0] * q.shape[-1]) > of_type.max / 8:
+    products = largest(q) * largest(k_cache, options.get("k_scale"), options.get("k_host_cache")) * q.shape[-1]
+    if max(abs(scale), 1.0) * products > torch.finfo(torch.float32).max / 8:
         return  # infinity minus infinity, where float64 has numbers
-    if swa_attn.backends._forced == "emulated" and not finite_scales(options):
+    backend = swa_attn.backends._forced
+    if backend == "emulated" and not finite_scales(options):
         return  # docs/conventions.md, Numbers: there such a scale reaches rows that do not see its page
-    # Scores, tanh to some roundings of the cap, weights in q's type.
-    of_score = max(of_type.eps, 2.0**-22) * (score + 1) + 2.0**-21 * softcap
-    compare("out", out[:rows], exact[0][:rows], magnitude[1] * min(2.0, 8 * eps + 4 * of_score) + tiny(q.dtype))
-    compare("lse", lse[:rows], exact[1][:rows], 4 * of_score + 2.0**-20 * (1 + score))
+    if call.op == "decode":
+        options["cu_seqlens_q"] = torch.arange(len(q) + 1) * q.shape[1]
+        options["q"] = q.flatten(0, 1)
+        out, lse, *exact = (x.flatten(0, 1) for x in (out, lse, *exact))
+        rows = len(out)
+    roundings = roundings_of(backend, q.dtype, k_cache.dtype)
+    bounds = attention_bounds(**options, roundings=roundings)
+    compare("out", out[:rows], exact[0][:rows], bounds.out[:rows])
+    compare("lse", lse[:rows], exact[1][:rows], bounds.lse[:rows])
 
 
 def finite_scales(options: dict[str, object]) -> bool:
@@ -138,15 +131,6 @@ def finite_scales(options: dict[str, object]) -> bool:
     pages = options["block_table"].flatten().long()
     scales = [options[name] for name in ("k_scale", "v_scale") if name in options]
     return all(bool(torch.isfinite(x[pages[(pages >= 0) & (pages < len(x))]]).all()) for x in scales)
-
-
-def computed_in(dtype: torch.dtype) -> torch.dtype:
-    """What scores are made in: float32, and the queries' type on the reference."""
-    return dtype if swa_attn.backends._forced == "reference" else torch.float32
-
-
-def tiny(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).smallest_normal
 
 
 def largest(x: Tensor, scale: Tensor | None = None, host: Tensor | None = None) -> float:
@@ -159,13 +143,14 @@ def largest(x: Tensor, scale: Tensor | None = None, host: Tensor | None = None) 
     return max(found) * factor
 
 
-def compare(name: str, got: Tensor, exact: Tensor, tolerance: float) -> None:
-    """Where the exact value is finite, or infinite, so is `got`; NaN is what comes of NaN that a query sees."""
+def compare(name: str, got: Tensor, exact: Tensor, allowed: Tensor) -> None:
+    """Each element within its bound (docs/numerics.md). Where the exact value is finite, or infinite, so is `got`; NaN is
+    what comes of NaN that a query sees."""
     if got.shape != exact.shape:
         raise WrongError(f"{name} has shape {list(got.shape)}, expected {list(exact.shape)}")
     got = got.double()
     range_of_type = torch.finfo(torch.float32).max
-    right = (got == exact) | ((got - exact).abs() <= tolerance) | exact.isnan() | (exact.abs() > range_of_type / 4)
+    right = (got == exact) | ((got - exact).abs() <= allowed) | exact.isnan() | (exact.abs() > range_of_type / 4)
     if not right.all():
         at = tuple((~right).nonzero()[0].tolist())
-        raise WrongError(f"{name}[{at}] is {got[at].item()}, expected {exact[at].item()} within {tolerance:.3g}")
+        raise WrongError(f"{name}[{at}] is {got[at].item()}, expected {exact[at].item()} within {allowed[at]:.3g}")

@@ -44,7 +44,9 @@ def worker(args: argparse.Namespace) -> int:
         emulated_backend.attention_kernels(), emulated_backend.page_kernels()
 
         def card(seed: str) -> contextlib.AbstractContextManager:
-            return emulated_backend.settings(compute_capability=random.Random(seed).choice((80, 90)))
+            chance = random.Random(seed)
+            arithmetic = chance.choice(("exact", "above", "below", "edges"))
+            return emulated_backend.settings(compute_capability=chance.choice((80, 90)), arithmetic=arithmetic)
 
     end, number = time.monotonic() + args.seconds, 0
     print("ready", flush=True)
