@@ -15,6 +15,7 @@ from .cases import visible_span
 from .roundings import EXP, FLOAT32, LOG, SMALLEST, Rounding, Roundings, log_error
 
 _CELLS = 1 << 21  # (head, row, key) triples that are looked at together
+_HOPELESS = 100.0  # an error of the exponent that leaves nothing of a weight
 _EXP = log_error(EXP) + FLOAT32  # of a weight, and of every factor that rescales it, with its product
 
 
@@ -119,7 +120,8 @@ class _Rows:
             size = torch.where(sees, scores.abs(), 0.0).amax(-1, keepdim=True) + counts.clamp(min=1).log()[:, None]
             errors = errors + 3 * FLOAT32 * size + 2 * LOG + 6 * FLOAT32 + _EXP
         self._errors = torch.where(sees, errors, 0.0)
-        self._weights = torch.where(sees, torch.exp(-fall), 0.0)
+        self._logs = torch.where(sees, -fall, float("-inf"))
+        self._weights = torch.exp(self._logs)
         self._sum = self._weights.sum(-1, keepdim=True)
         self._sink, self._sink_error = self._sinks(sinks, num_kv_heads)
 
@@ -143,42 +145,43 @@ class _Rows:
         return scores, errors + (r.tanh_relative + 3 * FLOAT32) * scores.abs()
 
     def _sinks(self, sinks: Tensor | None, num_kv_heads: int) -> tuple[Tensor, Tensor]:
-        """Weight of the sink in units of the largest weight [Hkv, group, T, 1], and its error."""
+        """Logarithm of the sink's weight in units of the largest weight [Hkv, group, T, 1], and its error."""
         if sinks is None:
-            return torch.zeros_like(self._largest), torch.zeros_like(self._largest)
+            return torch.full_like(self._largest, float("-inf")), torch.zeros_like(self._largest)
         sink = sinks.double().view(num_kv_heads, -1, 1, 1)
         rise = sink - self._largest
         error = FLOAT32 * (2 * sink.abs() + rise.abs()) + 2 * _EXP
-        return torch.exp(rise), torch.where(torch.isfinite(error), error, 0.0)
+        return rise, torch.where(torch.isfinite(error), error, 0.0)
 
     def _total_error(self, sink: Tensor, sink_error: Tensor) -> Tensor:
         """Error of the sum of the weights and the sink [Hkv, group, T, 1]."""
-        total = self._sum + sink
-        above = ((self._weights * torch.exp(self._errors)).sum(-1, keepdim=True) + sink * torch.exp(sink_error)) / total
-        below = (
-            (self._weights * torch.exp(-self._errors)).sum(-1, keepdim=True) + sink * torch.exp(-sink_error)
-        ) / total
+        logs = torch.cat([self._logs, sink], -1)
+        errors = torch.cat([self._errors, sink_error], -1)
+        exact, above, below = (x.logsumexp(-1, keepdim=True) for x in (logs, logs + errors, logs - errors))
         additions = log_error((self._most + 2 * self._rescales) * FLOAT32)
-        return torch.maximum(above.log(), -below.log()) + additions
+        return torch.maximum(above - exact, exact - below) + additions
 
     def lse_error(self) -> Tensor:
         """[T, Hq]"""
-        zero = torch.zeros_like(self._sum)
+        no_sink = torch.full_like(self._sum, float("-inf")), torch.zeros_like(self._sum)
         log_sum = self._sum.log()
         lse = self._largest + log_sum
-        error = self._total_error(zero, zero) + LOG * (1 + log_sum.abs()) + 4 * FLOAT32 * (lse.abs() + log_sum.abs())
+        error = self._total_error(*no_sink) + LOG * (1 + log_sum.abs()) + 4 * FLOAT32 * (lse.abs() + log_sum.abs())
         error = error + self._most * SMALLEST
         return self._by_row(torch.where(self._empty[:, None], 0.0, error))[..., 0]
 
     def out_error(self) -> Tensor:
         """[T, Hq, Dv]"""
         r = self._r
-        total = self._sum + self._sink
+        total = self._sum + torch.exp(self._sink)
         share = self._weights / total
         rounding = log_error(r.weights.unit) + log_error(r.values.unit) + (3 if self._keys.scaled else 0) * FLOAT32
         errors = self._errors + self._total_error(self._sink, self._sink_error) + rounding + 4 * FLOAT32
-        off = torch.where(self._sees, share * torch.expm1(errors), 0.0)
-        wrong = self._times(off, self._keys.v.abs())
+        off = torch.where(self._sees, share * torch.expm1(errors.clamp(max=_HOPELESS)), 0.0)
+        largest = self._keys.v.abs().amax(0)[:, None, None]
+        wrong = self._times(off, self._keys.v.abs()).minimum(
+            2.1 * largest
+        )  # two averages of values are no farther apart
         sizes = self._times(share, self._keys.v.abs()) + wrong
         exact = self._times(share, self._keys.v).abs()
         sums = r.sum_error(self._most) * (sizes + torch.minimum(sizes, exact + wrong)) / 2
