@@ -5,8 +5,9 @@ from .config import ModelConfig
 from .engine import Engine
 from .fields import ConfigError
 from .loader import load_model
-from .request import Completion
+from .request import Completion, FinishReason
 from .sampler import SamplingParams, sample
+from .stream import TokenStream
 from .usage import Usage
 
 __all__ = [
@@ -14,8 +15,10 @@ __all__ = [
     "Completion",
     "ConfigError",
     "Engine",
+    "FinishReason",
     "ModelConfig",
     "SamplingParams",
+    "TokenStream",
     "Usage",
     "load_model",
     "sample",
