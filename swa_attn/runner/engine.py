@@ -143,7 +143,8 @@ class Engine:
             request = self._requests[request_id]
             with self._changes:
                 self._finish(request, FinishReason.CANCELLED)
-        return self.take(request_id)
+        self._finished.pop(request_id, None)
+        return request.completion()
 
     def take(self, request_id: int) -> Completion:
         """The result of a finished request, once; raises KeyError before it has finished."""
@@ -312,8 +313,7 @@ class Engine:
         for request in list(self._requests.values()):
             error = f"request {request.request_id}: {cause} cut a change of the engine short, and all requests ended"
             request.finish(FinishReason.ERROR, error)
-            self._finished[request.request_id] = request.completion()
-        self._requests.clear()
+            self._ended(request)
 
     def _end_dropped(self) -> None:
         while self._dropped and not self._is_torn:
@@ -351,10 +351,12 @@ class Engine:
         params: Sequence[SamplingParams | None],
         salt: str,
     ) -> list[Request]:
-        """Queue all, or none if one is wrong."""
+        """Queue all for somebody who holds them, or none if one is wrong."""
         names = ["prompt"] if len(ids) == 1 else [f"prompts[{i}]" for i in range(len(ids))]
         with self._turns("add_request"):
             requests = [self._checked(*each, salt) for each in zip(ids, names, prompts, params, strict=True)]
+            for request in requests:
+                request.is_held = True
             self._queue(requests)
         return requests
 
@@ -388,7 +390,8 @@ class Engine:
         self._ended(request)
 
     def _ended(self, request: Request) -> None:
-        self._finished[request.request_id] = request.completion()
+        if not request.is_held:
+            self._finished[request.request_id] = request.completion()
         del self._requests[request.request_id]
 
     # A step

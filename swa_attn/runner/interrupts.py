@@ -43,8 +43,10 @@ class InterruptHold:
 
     def end(self) -> None:
         """Stop holding, and deliver what was held."""
-        if self._previous is not None and signal.getsignal(signal.SIGINT) is self:
-            signal.signal(signal.SIGINT, self._previous)
+        if self._previous is not None:
+            current = signal.signal(signal.SIGINT, self._previous)
+            if current is not self:  # the program has installed another one meanwhile
+                signal.signal(signal.SIGINT, current)
         self._call = None
         self.deliver()
 

@@ -57,6 +57,7 @@ class Request:
     params: SamplingParams
     salt: str
     key: PrefixKey
+    is_held: bool = False  # by a generate or a stream, which asks it for its result; nobody else will
     output: list[int] = field(default_factory=list)
     state: RequestState = RequestState.WAITING
     finish_reason: FinishReason | None = None

@@ -44,7 +44,7 @@ def as_float(name: str, value: object) -> float:
         try:
             return float(value)
         except OverflowError:
-            return math.copysign(math.inf, value)
+            return math.inf if value > 0 else -math.inf
     raise TypeError(f"{name} must be a number, got {shown(value)}")
 
 
