@@ -1,6 +1,7 @@
 """Paged KV cache in tiers, whose windowed pools hold windows only. See docs/kvcache.md and docs/kv_tiers.md."""
 
 from .cache import KVCache, LayerPages, LowerTiers
+from .intact import Intact, Torn
 from .planner import Action, Option, Plan, Planner, Situation, Step
 from .pool import CacheFull, PageAccountingError, PagePool
 from .prefix_cache import WritePolicy
@@ -20,6 +21,7 @@ __all__ = [
     "CacheFull",
     "CacheStats",
     "GroupSpec",
+    "Intact",
     "KVCache",
     "KVSequence",
     "LayerPages",
@@ -39,6 +41,7 @@ __all__ = [
     "SnapshotPolicy",
     "Step",
     "Tier",
+    "Torn",
     "WritePolicy",
     "pages_for_budget",
     "plan_rebuild",

@@ -50,6 +50,12 @@ class FullPages:
                 found += run.pages[tier][max(0, start - run.start) : stop - run.start]
         return found
 
+    @staticmethod
+    def names(run: Run, start: int, stop: int) -> list[Hashable]:
+        """The names of pages `start .. stop - 1` of the path to `run`."""
+        path = [node for node in run.up() if node.start < stop and node.stop > start][::-1]
+        return [k for node in path for k in node.keys[max(0, start - node.start) : stop - node.start]]
+
     def touch(self, run: Run) -> None:
         """The prefix that ends with `run` counts as used now, its end least."""
         self.clock += 1

@@ -29,10 +29,14 @@ class PagePool:
         self.spec = spec
         self.bytes_per_page = bytes_per_page
         self.num_pages = num_pages
-        self.num_in_use = 0
         self.peak_in_use = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """All pages are free, whoever had them."""
+        self.num_in_use = 0
         self._free: list[int] = []
-        self._next = 0  # ids from here on were never handed out
+        self._next = 0  # ids from here on are not handed out yet
         self._taken = bytearray()
 
     @property

@@ -1,11 +1,13 @@
 """What is kept of past sequences, in all tiers: finding it, making room, and moving it up and down."""
 
+import os
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from .full_pages import FullPages
+from .hashing import DIGEST_BYTES
 from .pool import PagePool
 from .radix import RadixTree, Run
 from .shelf import Shelf
@@ -55,6 +57,7 @@ class PrefixCache:
         snapshot_groups: numbers of the windowed groups that look back at all.
         shelves: one per tier, the device's first; a tier below may be missing at the end.
         max_keys: pages to know of without a full group.
+        counters: counts on.
     """
 
     def __init__(
@@ -67,6 +70,8 @@ class PrefixCache:
         policy: SnapshotPolicy,
         write_policy: WritePolicy,
         max_keys: int,
+        *,
+        counters: Counters,
         refresh_seconds: float = 30.0,
     ) -> None:
         self.shelves = tuple(shelves)
@@ -79,7 +84,7 @@ class PrefixCache:
         self.windows = Windows(
             [(g, specs[g].spec) for g in snapshot_groups], page_size, self.shelves, policy.quotas, mover.discard
         )
-        self.counters = Counters(len(specs))
+        self.counters = counters
         self.after_load: list[Callable[[], None]] = []  # called once, when the next load has ended
         self._max_keys = max_keys
         self._refresh_seconds = refresh_seconds
@@ -251,6 +256,59 @@ class PrefixCache:
             for order in self.full.order:
                 order.pop(run, None)
 
+    def hide(self, keys: Sequence[Hashable], start: int) -> None:
+        """Nothing of a chain after its first `start` pages is found again in any tier, nor anything that goes on from it.
+
+        What nobody holds is freed. The rest has names that nobody will ask for, until it is evicted.
+        """
+        path, known = self.tree.match(keys, len(keys))
+        if known <= start:
+            return
+        top = self.end_at(path[-1], start).children[keys[start]]
+        hidden = self._rename(top)
+        for node in reversed(hidden):
+            self._free(node)
+
+    def stored_names(self) -> Iterator[tuple[int, list[Hashable]]]:
+        """Groups, and names of their pages that are in the store or on the way there."""
+        waiting = [self.tree.root]
+        for node in waiting:
+            waiting.extend(node.children.values())
+            if self.full.group is not None:
+                yield self.full.group, node.keys[: node.reach(Tier.DISK)]
+            for page in node.windows.values():
+                if page.ids[Tier.DISK] is not None or page.is_coming:
+                    yield self.windows.groups[page.group][0], [page.key]
+
+    def _rename(self, top: Run) -> list[Run]:
+        """New names for all pages from `top` on, and the old ones deleted below; returns the runs, `top` first."""
+        runs = [top]
+        for node in runs:
+            runs.extend(node.children.values())
+            if self.full.group is not None:
+                self.mover.discard(Tier.DISK, self.full.group, node.keys[: len(node.pages[Tier.DISK])])
+            del node.parent.children[node.keys[0]]
+            node.keys = [os.urandom(DIGEST_BYTES) for _ in node.keys]
+            node.parent.children[node.keys[0]] = node
+            for page in node.windows.values():
+                if page.ids[Tier.DISK] is not None:
+                    self.mover.discard(Tier.DISK, self.windows.groups[page.group][0], [page.key])
+                page.key = node.keys[page.index - node.start]
+        return runs
+
+    def _free(self, node: Run) -> None:
+        """Give back what nobody holds of a run, after all that follows it."""
+        for snapshot in list(node.snapshots.values()):
+            self.windows.drop_everywhere(snapshot)
+        if self.full.group is None:
+            if not node.children and not node.pins[Tier.DEVICE]:
+                self._cut(node, node.start)
+            return
+        for tier, pins in enumerate(node.pins[: len(self.shelves)]):
+            if not pins and node.pages[tier]:
+                self.full.evict(node, tier, len(node.pages[tier]))
+        self._prune(node)
+
     def promote(self, run: Run, num_pages: int) -> bool:
         """Copy from the host whatever of the path's first `num_pages` full pages is not on the device."""
         if self.full.group is None:
@@ -315,7 +373,7 @@ class PrefixCache:
         pool.hold(count)
         stop = start + count
         path = [node for node in run.up() if node.start < stop and node.stop > start][::-1]
-        names = [k for node in path for k in node.keys[max(0, start - node.start) : stop - node.start]]
+        names = self.full.names(run, start, stop)
         source = self.full.ids(path, start, stop, Tier.DISK)
         for node in path:
             node.coming[Tier.HOST].append(range(max(node.start, start), min(node.stop, stop)))
@@ -471,10 +529,12 @@ class PrefixCache:
                     self.write_on(snapshot)
         else:
             page.is_coming = True
+            name = page.key
 
             def done(arrived: int) -> None:
                 page.is_coming = False
                 if arrived:
+                    self._discard_renamed(group, [name], [page.key])
                     self.windows.place(page, target, page_id)
                 else:
                     self.shelves[target].pools[group].release((page_id,))
@@ -531,8 +591,9 @@ class PrefixCache:
         def done(arrived: int) -> None:
             if target == Tier.DISK:
                 self.full.pool(target).let_go(count)
-                names = self.full.attach_range(node, target, start, ids, arrived)
-                self.mover.discard(Tier.DISK, group, names)
+                self._discard_renamed(group, names[:arrived], self.full.names(node, start, start + arrived))
+                left_over = self.full.attach_range(node, target, start, ids, arrived)
+                self.mover.discard(Tier.DISK, group, left_over)
             self.full.unpin(node, target)
             self.full.unpin(node, source)
             self._prune(node)
@@ -551,6 +612,10 @@ class PrefixCache:
         if target == Tier.HOST and (node.coming[target] or parent.coming[target]):
             return False
         return parent is self.tree.root or parent.reach(target) == len(parent.keys)
+
+    def _discard_renamed(self, group: int, written: Sequence[Hashable], names: Sequence[Hashable]) -> None:
+        """What the store has taken under names that its pages have lost meanwhile must not be found there."""
+        self.mover.discard(Tier.DISK, group, [old for old, now in zip(written, names, strict=True) if old != now])
 
     def _submit(self, group, source, target, source_ids, target_ids, keys, done) -> None:
         pool: PagePool = self.shelves[target].pools[group]

@@ -3,6 +3,7 @@
 Nothing here touches memory: pages are ids, and a `Mover` moves their contents.
 """
 
+import os
 from collections.abc import Sequence
 
 from .hashing import chain_digests, namespace_digest
@@ -29,18 +30,22 @@ class SequenceCache(Resuming):
         dtype, fingerprint, hash_key: see `KVCache`.
         lower_dtype: of the full group's pages below the device, if that is another.
 
+    Arguments are checked before anything changes, and wrong ones raise ValueError or TypeError. An exception that comes
+    in the middle of a change, whatever it is, leaves the cache refusing further ones by name (`Torn`) until `reset`.
+
     Not thread-safe.
     """
 
     def key(self, tokens: Sequence[int], salt: str = "") -> PrefixKey:
         """Name the full pages of a prompt; `salt` separates tenants.
 
-        Raises ValueError for an empty prompt, and TypeError for tokens that are no integers or a salt that is no str.
+        A key is for now: after `clear` or `set_fingerprint` the same prompt has another one. Raises ValueError for an
+        empty prompt, and TypeError for tokens that are no integers or a salt that is no str.
         """
         if not len(tokens):
             raise ValueError("KVCache.key: tokens must hold at least one token, got none")
         namespace = namespace_digest(
-            self.fingerprint,
+            self.fingerprint + self._epochs.get(self.fingerprint, ""),
             self.groups,
             self.page_size,
             self.dtype,
@@ -65,7 +70,8 @@ class SequenceCache(Resuming):
 
     def can_admit(self, key: PrefixKey) -> bool:
         """Whether every pool has room for the whole prompt beside what the running sequences still need for theirs."""
-        self._give_up_slack()
+        with self._whole:
+            self._give_up_slack()
         match = self.match(key)
         needs = []
         for i, pool in enumerate(self.pools.values()):
@@ -84,7 +90,8 @@ class SequenceCache(Resuming):
         """
         if sequence.is_loading or sequence.needs_rebuild:
             return 0
-        self._give_up_slack()
+        with self._whole:
+            self._give_up_slack()
         shelf = self.shelves[0]
         pages = min(
             len(sequence.block_tables[g.name]) + shelf.most(i, 1 << 40 if pool.num_pages is None else pool.num_pages)
@@ -131,6 +138,12 @@ class SequenceCache(Resuming):
 
         What the plan takes from the store is not there yet when the sequence `is_loading`: `poll` ends that.
         """
+        if not isinstance(key, PrefixKey):
+            raise TypeError(f"KVCache.begin: key must be a PrefixKey, got {type(key).__name__}")
+        with self._whole:
+            return self._begin(key)
+
+    def _begin(self, key: PrefixKey) -> KVSequence:
         sequence = KVSequence(key)
         match = self.match(key)
         if self.enable_prefix_cache and match.num_pages == match.tiers[-1]:
@@ -154,30 +167,38 @@ class SequenceCache(Resuming):
 
         Waits up to `timeout` seconds for a transfer, if any is under way (None: as long as it takes).
         """
-        self.mover.poll(timeout)
-        self._settle_loads()
-        now = self._clock()
-        for sequence in [s for s in self._live if s.is_loading and s.deadline <= now]:
-            self.prefixes.counters.late_loads += 1
-            self._stop_loading(sequence)
+        with self._whole:
+            self.mover.poll(timeout)
+            self._settle_loads()
+            now = self._clock()
+            for sequence in [s for s in self._live if s.is_loading and s.deadline <= now]:
+                self.prefixes.counters.late_loads += 1
+                self._stop_loading(sequence)
 
     def rebuilt(self, sequence: KVSequence) -> None:
         """The model has recomputed the windows that `sequence.plan.rebuild` asks for."""
         self._check_live(sequence)
         if not sequence.needs_rebuild:
             raise ValueError("KVCache.rebuilt: the sequence's plan has no rebuild, or it is done")
-        sequence.needs_rebuild = False
-        end = sequence.num_computed // self.page_size
-        if self.policy.branches:
-            self._store_snapshot(sequence, end, Reason.BRANCH)
-        self._release_left_behind_but(sequence, 0)  # what comes before the window is scratch: no slack
+        with self._whole:
+            sequence.needs_rebuild = False
+            end = sequence.num_computed // self.page_size
+            if self.policy.branches:
+                self._store_snapshot(sequence, end, Reason.BRANCH)
+            self._release_left_behind_but(sequence, 0)  # what comes before the window is scratch: no slack
 
     def extend(self, sequence: KVSequence, num_tokens: int) -> bool:
         """Get pages for the next `num_tokens` tokens in every pool, evicting if need be; False takes none."""
         self._check_live(sequence)
+        if num_tokens < 1:
+            raise ValueError(f"KVCache.extend: num_tokens must be at least 1, got {num_tokens}")
         if sequence.is_loading or sequence.needs_rebuild:
             return False
         self._check_not_cached(sequence)
+        with self._whole:
+            return self._extend(sequence, num_tokens)
+
+    def _extend(self, sequence: KVSequence, num_tokens: int) -> bool:
         self._give_up_slack()
         target = pages_for(sequence.num_computed + num_tokens, self.page_size)
         counts = [max(0, target - len(sequence.block_tables[g.name])) for g in self.groups]
@@ -198,25 +219,89 @@ class SequenceCache(Resuming):
         query sees are given back.
         """
         self._check_live(sequence)
+        if sequence.is_loading or sequence.needs_rebuild:
+            raise ValueError("KVCache.commit: the sequence's prefix is not there yet, so nothing of it was computed")
         old_end = sequence.num_computed
         new_end = old_end + len(tokens)
         if any(new_end > len(table) * self.page_size for table in sequence.block_tables.values()):
             raise ValueError(f"KVCache.commit: {len(tokens)} tokens end at {new_end}, beyond the pages from extend")
-        sequence.num_computed = new_end
-        if self.enable_prefix_cache:
-            self._name_pages(sequence, old_end, tokens)
-            self._swap_in(sequence)
-            self._keep_finished(sequence)
-        self._release_left_behind(sequence)
+        with self._whole:
+            sequence.num_computed = new_end
+            if self.enable_prefix_cache:
+                self._name_pages(sequence, old_end, tokens)
+                self._swap_in(sequence)
+                self._keep_finished(sequence)
+            self._release_left_behind(sequence)
 
-    def end(self, sequence: KVSequence) -> None:
-        """Give the sequence's pages back; what the prefix tree names stays cached, with a snapshot at the end."""
+    def end(self, sequence: KVSequence, *, keep: bool = True) -> None:
+        """Give the sequence's pages back; what the prefix tree names stays cached, with a snapshot at the end.
+
+        `keep=False` takes no snapshot and copies nothing down; what `commit` has kept stays until `forget`.
+        """
         self._check_live(sequence)
+        with self._whole:
+            self._end(sequence, keep)
+
+    def forget(self, key: PrefixKey, num_tokens: int) -> None:
+        """Nothing of the prompt after its first `num_tokens` is found again, in any tier, nor what goes on from there.
+
+        For contents that turned out wrong. Whole pages are forgotten. Sequences that use them go on. Another engine
+        that has read them from a shared store before keeps them.
+        """
+        with self._whole:
+            self.prefixes.hide(key.digests, num_tokens // self.page_size)
+
+    def clear(self) -> None:
+        """Forget everything, in all tiers. Counts of `stats` go on. Waits for transfers that are under way.
+
+        Records that this cache knows of are deleted from the store. For those that it does not know of, written by others
+        or in an earlier life, the names of all pages change: this cache does not find them any more, and nobody else finds
+        what this cache writes from now on. `set_fingerprint` is for names that others are to share.
+
+        Raises ValueError while sequences run, RuntimeError when a transfer does not end.
+        """
+        self._check_no_sequences("clear")
+        with self._whole:
+            self.mover.reset()
+            for group, names in self.prefixes.stored_names():
+                self.mover.discard(Tier.DISK, group, names)
+            self._epochs[self.fingerprint] = f" cleared {os.urandom(16).hex()}"
+            self._start(self.prefixes.counters)
+
+    def set_fingerprint(self, fingerprint: str) -> None:
+        """Contents are of another origin from now on: device and host are emptied, and records have other names.
+
+        What the store holds under the old fingerprint stays there, for those who still use it. Raises and waits as `clear`.
+        """
+        self._check_no_sequences("set_fingerprint")
+        self.reset()
+        self.fingerprint = fingerprint
+
+    def reset(self) -> None:
+        """Free all pages on the device and the host, whoever has them, and end all sequences; what the store holds is found
+        again. Counts of `stats` go on.
+
+        What makes a cache whole again that an exception has cut short. Waits for transfers that are under way, and raises
+        RuntimeError when one does not end; then it may be called again.
+        """
+        self._whole.torn = True
+        self.mover.reset()
+        for sequence in self._live:
+            sequence.ended = True
+        self._start(self.prefixes.counters)
+        self._whole.mend()
+
+    def _check_no_sequences(self, method: str) -> None:
+        self._whole.check()
+        if self._live:
+            raise ValueError(f"KVCache.{method}: {len(self._live)} sequences run; end them first")
+
+    def _end(self, sequence: KVSequence, keep: bool) -> None:
         if sequence.is_loading:
             self._release_loading(sequence)
         sequence.ended = True
         self._live.remove(sequence)
-        if sequence.run is not None and self._is_inserted(sequence):
+        if keep and sequence.run is not None and self._is_inserted(sequence):
             if self.policy.output_end and not sequence.needs_rebuild:
                 self._store_snapshot(sequence, self._resume_page(sequence), Reason.OUTPUT_END)
             self._used(sequence)
@@ -225,6 +310,11 @@ class SequenceCache(Resuming):
                 self._release_before(sequence, i, len(sequence.block_tables[name]))
         self._unpin(sequence)
         self.prefixes.bound_keys()
+
+    @property
+    def is_torn(self) -> bool:
+        """An exception has cut a change short: until `reset`, further ones raise Torn."""
+        return self._whole.torn
 
     @property
     def num_pending(self) -> int:

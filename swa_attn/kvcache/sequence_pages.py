@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 
+from .intact import Intact
 from .planner import Planner
 from .pool import PageAccountingError, PagePool
 from .prefix_cache import Match, PrefixCache, WritePolicy
@@ -14,7 +16,7 @@ from .shelf import Shelf
 from .sizing import working_set
 from .snapshot_policy import SnapshotPolicy
 from .spec import GroupSpec
-from .stats import PoolStats
+from .stats import Counters, PoolStats
 from .tier import Tier
 from .transfer import Mover
 
@@ -48,6 +50,7 @@ class SequencePages:
         self.fingerprint = fingerprint
         self.lower_dtype = lower_dtype
         self._hash_key = check_secret("hash_key", hash_key)
+        self._epochs: dict[str, str] = {}  # by fingerprint: what `clear` appends to it
         self.enable_prefix_cache = enable_prefix_cache
         self.policy = policy or SnapshotPolicy()
         self.planner = planner or Planner()
@@ -58,17 +61,26 @@ class SequencePages:
         # A window of one key needs nothing of the past, so its group is no part of a snapshot.
         snapshot_groups = [i for i, g in enumerate(groups) if g.window is not None and g.window > 1]
         ghosts = GHOST_PAGES_PER_PAGE * max(p.num_pages or 1 << 20 for p in self.pools.values())
-        self.prefixes = PrefixCache(
-            self._full, snapshot_groups, page_size, shelves, mover, self.policy, write_policy, ghosts
+        self._new_prefixes = partial(
+            PrefixCache, self._full, snapshot_groups, page_size, shelves, mover, self.policy, write_policy, ghosts
         )
-        self._windows = self.prefixes.windows
         self._memory_tiers = tuple(t for t in (Tier.DEVICE, Tier.HOST) if t < len(shelves))
         self._host_pages_usable = host_pages_usable
         self._clock = clock
         self._windows_by_layer = [w for _, w in sorted((layer, g.window) for g in groups for layer in g.layers)]
+        self._oblivious_peak = 0
+        self._whole = Intact("KVCache", "reset it, or close it")
+        self._start(Counters(len(groups)))
+
+    def _start(self, counters: Counters) -> None:
+        """Know of nothing, with all pages free."""
+        for shelf in self.shelves:
+            for pool in shelf.pools:
+                pool.reset()
+        self.prefixes = self._new_prefixes(counters=counters)
+        self._windows = self.prefixes.windows
         self._live: set[KVSequence] = set()
         self._loaded: list[KVSequence] = []  # whose loads have ended
-        self._oblivious_peak = 0
 
     def match(self, key: PrefixKey) -> Match:
         """The cached prefix of a prompt, always shorter than the prompt: its last token must be computed."""

@@ -5,12 +5,14 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 from .storage import DevicePages, HostPages
 from .store import Store
 from .tier import Tier
 from .transfer import Mover, Transfer
+
+RESET_SECONDS = 30.0  # a store that takes longer is not going to answer
 
 Observe = Callable[[str, int, float], None]  # "host" or "disk", bytes, seconds
 
@@ -36,6 +38,11 @@ class StoreMover(Mover):
         self._device, self._host, self._store = tuple(device), tuple(host), store
         self._timeout = timeout
         self._observe = observe or (lambda *_: None)
+        self._in_store: set[Future[bool]] = set()
+        self._start()
+
+    def _start(self) -> None:
+        """Nothing is under way."""
         self._ended: deque[tuple[Transfer, int]] = deque()
         self._pending = 0
 
@@ -46,6 +53,13 @@ class StoreMover(Mover):
     @abstractmethod
     def _end(self, transfer: Transfer, count: int) -> None:
         """A transfer is over, in any thread; its `done` is called by the next `poll`."""
+
+    def reset(self) -> None:
+        self.close()
+        late = wait(set(self._in_store), RESET_SECONDS).not_done
+        if late:
+            raise RuntimeError(f"{len(late)} reads or writes of the store did not end within {RESET_SECONDS} seconds")
+        self._start()
 
     def discard(self, tier: Tier, group: int, keys: Sequence[Hashable]) -> None:
         if tier == Tier.DISK and self._store is not None:
@@ -84,7 +98,8 @@ class StoreMover(Mover):
         left = [len(futures)]
         lock = threading.Lock()
 
-        def one(_: "Future[bool]") -> None:
+        def one(future: "Future[bool]") -> None:
+            self._in_store.discard(future)
             with lock:
                 left[0] -= 1
                 if left[0]:
@@ -94,6 +109,7 @@ class StoreMover(Mover):
             count = next((i for i, f in enumerate(futures) if not f.result()), len(futures))
             self._end(transfer, count)
 
+        self._in_store.update(futures)
         for future in futures:
             future.add_done_callback(one)
 

@@ -57,9 +57,12 @@ class StreamMover(StoreMover):
         timeout: float | None = None,
         observe: Observe | None = None,
     ) -> None:
-        super().__init__(device, host, store, timeout, observe)
         self._streams = streams
         self._up, self._down = streams.new(), streams.new()
+        super().__init__(device, host, store, timeout, observe)
+
+    def _start(self) -> None:
+        super()._start()
         self._last_down: Any = None  # event of the last copy into the host
         self._layers: dict[int, Any] = {}  # layer -> event of the last copy into it
         self._copying: list[tuple[Transfer, Any, float]] = []

@@ -4,6 +4,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 
@@ -27,14 +28,18 @@ class ThreadMover(StoreMover):
         timeout: float | None = None,
         observe: Observe | None = None,
     ) -> None:
+        self.waited_seconds = 0.0  # that a model waited for layers
         super().__init__(device, host, store, timeout, observe)
-        self._changed = threading.Condition()
+
+    def _start(self) -> None:
+        super()._start()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._queue: deque[Transfer] = deque()
         self._arriving: dict[int, int] = {}  # layer -> transfers into the device that have not reached it
         self._leaving = 0  # transfers into the host under way
         self._failure: BaseException | None = None
         self._closing = False
-        self.waited_seconds = 0.0  # that a model waited for layers
         self._thread = threading.Thread(target=self._run, name="swa_attn copies", daemon=True)
         self._thread.start()
 
@@ -76,6 +81,12 @@ class ThreadMover(StoreMover):
     def wait_for_host(self) -> None:
         with self._changed:
             self._changed.wait_for(lambda: not self._leaving or self._failure)
+
+    def reset(self) -> None:
+        with suppress(RuntimeError):  # "not acquired": an exception at the end of a `with` may have kept the lock taken
+            while True:
+                self._lock.release()
+        super().reset()
 
     def close(self) -> None:
         """What has been submitted is finished; `done` is not called any more."""

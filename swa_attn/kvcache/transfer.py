@@ -61,6 +61,12 @@ class Mover(ABC):
         """How many leading ones of the pages named `keys` a store holds that the tree does not know of."""
         return 0
 
+    def reset(self) -> None:  # noqa: B027
+        """End what is under way and forget it: no `done` of a transfer submitted so far is called any more.
+
+        May come in the middle of another method. Raises RuntimeError, and may be called again, when a transfer does not end.
+        """
+
     def close(self) -> None:  # noqa: B027
         """End what is under way and release threads; safe to call twice."""
 

@@ -190,7 +190,7 @@ class Windows:
         if snapshot.reason in (Reason.PROMPT_END, Reason.OUTPUT_END) and not branches:
             self._change_reason(snapshot, Reason.SUPERSEDED)
             if snapshot.slack is not None:
-                self._drop_everywhere(snapshot.slack)
+                self.drop_everywhere(snapshot.slack)
 
     def over_quota(self, reason: Reason, tier: int) -> Snapshot | None:
         """The snapshot to drop because its reason has more than its share of `tier`."""
@@ -226,12 +226,12 @@ class Windows:
         for page in snapshot:
             self._drop_holder(page, tier)
         if slack is not None and not any(snapshot.in_tier):
-            self._drop_everywhere(slack)
+            self.drop_everywhere(slack)
 
     def forget(self, run: Run, index: int) -> None:
         """The run's pages from `index` on leave the tree: their snapshots go with them."""
         for end in sorted(end for end in run.snapshots if end > index):
-            self._drop_everywhere(run.snapshots[end])
+            self.drop_everywhere(run.snapshots[end])
         for where in [where for where in run.windows if where[1] >= index]:  # those that a transfer still reads
             self._forget_page(run.windows[where])
 
@@ -273,7 +273,8 @@ class Windows:
         if not page.is_somewhere:
             self._forget_page(page)
 
-    def _drop_everywhere(self, snapshot: Snapshot) -> None:
+    def drop_everywhere(self, snapshot: Snapshot) -> None:
+        """The snapshot leaves all tiers."""
         for tier in range(NUM_TIERS):
             if snapshot.in_tier[tier]:
                 self.drop(snapshot, tier)

@@ -7,8 +7,9 @@ from .fields import ConfigError
 from .fingerprint import model_fingerprint
 from .generation_config import GenerationConfig
 from .loader import load_model
-from .request import Completion
+from .request import Completion, FinishReason
 from .sampler import SamplingParams, sample
+from .stream import TokenStream
 from .usage import Usage
 
 __all__ = [
@@ -16,9 +17,11 @@ __all__ = [
     "Completion",
     "ConfigError",
     "Engine",
+    "FinishReason",
     "GenerationConfig",
     "ModelConfig",
     "SamplingParams",
+    "TokenStream",
     "Usage",
     "load_model",
     "model_fingerprint",

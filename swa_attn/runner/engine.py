@@ -2,53 +2,39 @@
 
 import itertools
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from ..attention import AttentionMetadata
 from ..kvcache import (
     CacheStats,
     GroupSpec,
+    Intact,
     KVCache,
-    LayerPages,
     LowerTiers,
     Planner,
     SnapshotPolicy,
+    Tier,
     pages_for_budget,
 )
-from .fingerprint import default_fingerprint
-from .request import Completion, FinishReason, Request
-from .sampler import SamplingParams, sample
+from .batch import Model, rebuild_windows, run_chunks
+from .fingerprint import default_fingerprint, model_fingerprint
+from .interrupts import InterruptHold
+from .limits import Limits
+from .request import Completion, FinishReason, Request, RequestState
+from .sampler import SamplingParams, choose
 from .scheduler import Chunk, Scheduler
+from .stream import TokenStream
+from .turns import Turns
+from .validation import as_int, as_text, as_token_set, count_tokens, require_callable, shown, token_ids
 
-
-class Model(Protocol):
-    """What the engine runs."""
-
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        caches: Mapping[int, LayerPages],
-        metadata: Mapping[str, AttentionMetadata],
-        logits_rows: Tensor,
-    ) -> Tensor:
-        """Write the K and V of `tokens` (int64 `[T]`, at `positions` int64 `[T]`) into the caches and attend.
-
-        `caches` maps a layer to its K and V pages, on the device and, if there are host pages that a block table may
-        name, on the host; asking it for a layer waits until that layer's pages have arrived, so ask when you need it.
-        `metadata` maps a group to its part of the batch. Returns float32 logits `[R, vocab_size]` of the rows
-        `logits_rows` (int64 `[R]`).
-        """
-        ...
+CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Engine:
-    """Continuous batching of one model on one device.
+    """Continuous batching of one model on one device. docs/engine.md says what happens when something goes wrong.
 
     Args:
         model: see `Model`.
@@ -63,7 +49,13 @@ class Engine:
         fingerprint: names whatever decides the contents of K and V; see `KVCache`. None: with a store, the digest of the
             model's configuration and weights (`model_fingerprint`), computed here; without one, nothing.
         hash_key: see `KVCache`.
-        dtype, device: of the cache.
+        dtype, device: of the cache; float32, bfloat16 or float16.
+        vocab_size: prompts hold ids below it. None: the model's, if it states one.
+        context_limit: positions that a request may reach: its prompt, and what it generates but for the last token. None:
+            the model's `max_position_embeddings`, if it states them.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it.
     """
 
     def __init__(
@@ -80,23 +72,35 @@ class Engine:
         policy: SnapshotPolicy | None = None,
         planner: Planner | None = None,
         lower: LowerTiers | None = None,
-        eos_token_ids: Sequence[int] = (),
+        eos_token_ids: Iterable[int] = (),
         fingerprint: str | None = None,
         hash_key: bytes | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        vocab_size: int | None = None,
+        context_limit: int | None = None,
     ) -> None:
         if (num_pages is None) == (cache_bytes is None):
             raise ValueError(
                 f"Engine: give one of num_pages and cache_bytes, got num_pages={num_pages}, cache_bytes={cache_bytes}"
             )
+        if dtype not in CACHE_DTYPES:
+            raise ValueError(
+                f"Engine: dtype must be float32, bfloat16 or float16, got {dtype}: pages on the device carry no scales; "
+                "LowerTiers(dtype=torch.float8_e4m3fn) keeps pages below the device in float8, with them"
+            )
+        as_int("Engine: page_size", page_size)
         if num_pages is None:
             windows = [g.window for g in groups if g.window is not None]
             live = max_num_seqs * (max(windows, default=0) + page_size) + max_tokens_per_step
             num_pages = pages_for_budget(groups, page_size, dtype, cache_bytes, min_windowed_tokens=live)
+        for name, count in num_pages.items():
+            as_int(f"Engine: num_pages[{name!r}]", count)
         self.model = model
-        self.eos_token_ids = frozenset(eos_token_ids)
+        self.eos_token_ids = frozenset(as_token_set("Engine: eos_token_ids", eos_token_ids))
         self.device = torch.device(device)
+        self._overrides = vocab_size, context_limit
+        self._limits = Limits.of(model, *self._overrides)
         self.cache = KVCache(
             groups,
             page_size,
@@ -114,59 +118,68 @@ class Engine:
         self._ids = itertools.count()
         self._requests: dict[int, Request] = {}  # unfinished
         self._finished: dict[int, Completion] = {}
+        self._dropped: deque[int] = deque()  # ids that nobody will ask for any more
+        self._turns = Turns("Engine", self._begin_turn, self._end_dropped)
+        self._changes = Intact("Engine", "close it")
+        self._closed = False
 
     def add_request(self, prompt: Sequence[int], params: SamplingParams | None = None, *, salt: str = "") -> int:
-        """Queue a prompt (token ids) and return its request id; `salt` separates tenants in the prefix cache.
+        """Queue a prompt and return its request id; `salt` separates tenants in the prefix cache.
 
-        Raises ValueError for an empty prompt, and its subclass RequestTooLarge for one that could never finish in this
-        cache. Requests already queued are not affected.
+        A prompt is token ids: a list, tuple, range, bytes (each byte an id) or another sequence of integers, or a
+        one-dimensional NumPy array or tensor of integers.
+
+        Raises TypeError and ValueError for what no request may be, naming it, and RequestTooLarge, a ValueError, for one
+        that could never finish in this cache or goes beyond the model's positions. Requests already queued are not
+        affected.
         """
-        params = params or SamplingParams()
-        key = self.cache.key(prompt, salt)
-        self.scheduler.check_fits(len(prompt), params.max_tokens)
-        request = Request(next(self._ids), tuple(prompt), params, salt, key)
-        self._requests[request.request_id] = request
-        self.scheduler.add(request)
-        return request.request_id
+        request_id = next(self._ids)
+        try:
+            with self._turns("add_request"):
+                self._queue([self._checked(request_id, "prompt", prompt, params, salt)])
+        except BaseException:
+            self.drop(request_id)
+            raise
+        return request_id
 
     def cancel(self, request_id: int) -> Completion:
         """End an unfinished request now; raises KeyError when there is none of that id."""
-        request = self._requests[request_id]
-        self._finish(request, FinishReason.CANCELLED)
-        return self.take(request_id)
+        with self._turns("cancel"):
+            request = self._requests[request_id]
+            with self._changes:
+                self._finish(request, FinishReason.CANCELLED)
+        self._finished.pop(request_id, None)
+        return request.completion()
 
     def take(self, request_id: int) -> Completion:
         """The result of a finished request, once; raises KeyError before it has finished."""
+        with self._turns("take"):
+            pass  # an interrupt comes out here, and not with the result in hand
         return self._finished.pop(request_id)
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        """Whether there are unfinished requests."""
+        if self._dropped:
+            self.drop()
+        return bool(self._requests)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, int]]:
-        """Run one forward; returns (request id, new token) of every request that got one. Nothing to do: `[]`."""
-        chunks = self.scheduler.schedule()
-        if not chunks:
-            return []
-        started = time.perf_counter()
-        sampling = [c.request for c in chunks if c.num_tokens == c.request.num_uncomputed]
-        logits = self._forward(chunks)
-        new_tokens = sample(logits, [r.params for r in sampling], [len(r.output) for r in sampling])
-        self._observe(chunks, time.perf_counter() - started)
-        for chunk in chunks:
-            start = chunk.request.pages.num_computed
-            self.cache.commit(chunk.request.pages, chunk.request.tokens(start, start + chunk.num_tokens))
-        for request, token in zip(sampling, new_tokens, strict=True):
-            request.add_token(token)
-            reason = self._why_finished(request, token)
-            if reason is not None:
-                self._finish(request, reason)
-        return [(request.request_id, token) for request, token in zip(sampling, new_tokens, strict=True)]
+        """Run one forward; returns (request id, new token) of every request that got one. Nothing to do: `[]`.
+
+        A request that goes wrong by itself ends with FinishReason.ERROR. What the model raises comes out, and changes
+        nothing: the next step tries again.
+        """
+        with self._turns("step"):
+            self._check_open("step")
+            with self._changes:
+                chunks = self.scheduler.schedule()
+            return self._compute(chunks) if chunks else []
 
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Iterable[Sequence[int]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         stream: Callable[[int, int], None] | None = None,
@@ -174,42 +187,105 @@ class Engine:
     ) -> list[Completion]:
         """Complete all prompts, batched; the results are in the order of the prompts.
 
-        `params` is one for all or one each. `stream(index of the prompt, token)` is called for every token as it comes.
-        Raises as `add_request`, before anything has run.
+        `params` is one for all or one each. `stream(index of the prompt, token)` is called for every token as it comes;
+        what it raises ends all of these prompts, and comes out. Raises as `add_request`, before anything has run.
         """
+        if isinstance(prompts, str):
+            raise TypeError(f"Engine.generate: prompts must be prompts of token ids, got {shown(prompts)}")
+        prompts = list(prompts)
         each = [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise ValueError(f"Engine.generate: params must be one, or one per prompt: {len(each)} for {len(prompts)}")
-        ids: dict[int, int] = {}
-        try:
-            for index, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
-                ids[self.add_request(prompt, own, salt=salt)] = index
-            while any(request_id in self._requests for request_id in ids):
-                for request_id, token in self.step():
-                    if stream is not None and request_id in ids:
-                        stream(ids[request_id], token)
-        except BaseException:
-            self._abandon(ids)
-            raise
-        return [self.take(request_id) for request_id in ids]
+        require_callable("Engine.generate: stream", stream)
+        ids = [next(self._ids) for _ in prompts]
+        with InterruptHold() as hold:
+            try:
+                requests = self._add_all(ids, prompts, each, salt)
+                self._run(requests, stream, hold)
+                return [request.completion() for request in requests]
+            finally:
+                self.drop(*ids)
 
-    def stream(
-        self, prompt: Sequence[int], params: SamplingParams | None = None, *, salt: str = ""
-    ) -> Generator[int, None, Completion]:
-        """Yield the tokens of one completion as they come; the generator's return value is the completion.
+    def stream(self, prompt: Sequence[int], params: SamplingParams | None = None, *, salt: str = "") -> TokenStream:
+        """The tokens of one completion as they come; see `TokenStream`. Raises as `add_request`, at once."""
+        request_id = next(self._ids)
+        with InterruptHold():
+            try:
+                (request,) = self._add_all([request_id], [prompt], [params], salt)
+                return TokenStream(self, request)
+            except BaseException:
+                self.drop(request_id)
+                raise
 
-        Other requests advance too. Closing the generator early cancels the request. Raises as `add_request`, at once.
+    def drop(self, *request_ids: int) -> None:
+        """Nobody will ask for these: unfinished ones end, and their results are forgotten.
+
+        Neither waits nor raises for an id that means nothing, so that finalisers may call it. In the middle of another call
+        the requests end with that call.
         """
-        request_id = self.add_request(prompt, params, salt=salt)
-        return self._stream(request_id)
+        self._dropped.extend(request_ids)
+        self._turns.run_if_free("drop", self._end_dropped)
 
     def stats(self) -> CacheStats:
-        return self.cache.stats()
+        with self._turns("stats"):
+            return self.cache.stats()
+
+    def clear_cache(self) -> None:
+        """Forget all past sequences, in all tiers (see `KVCache.clear`). Unfinished requests are computed again.
+
+        Raises RuntimeError when a transfer does not end.
+        """
+        with self._turns("clear_cache"):
+            self._check_open("clear_cache")
+            with self._changes:
+                self.scheduler.start_over(self.cache.clear)
+
+    def set_fingerprint(self, fingerprint: str) -> None:
+        """Something else decides the contents of K and V from now on; see `update_weights`."""
+        self.update_weights(fingerprint=fingerprint)
+
+    def update_weights(self, model: Model | None = None, *, fingerprint: str | None = None) -> None:
+        """The model has other weights: it is `model` now, with the same groups, or this one was changed in place.
+
+        No page that was computed before is used again. `fingerprint` names the new weights. Without one it is computed from
+        them if there is a store (`model_fingerprint`); without a store the cache takes names that no other engine finds.
+        In a store the pages of the old weights stay under the old fingerprint, for those who still use it.
+
+        Raises:
+            RuntimeError: requests are unfinished: they would go on with other weights than they began with.
+            ValueError: the fingerprint is the old one, or a model with a store needs one by hand.
+            TypeError: an argument has another type.
+        """
+        if fingerprint is None and len(self.cache.shelves) > Tier.DISK:
+            fingerprint = model_fingerprint(self.model if model is None else model)
+        if (
+            fingerprint is not None
+            and as_text("Engine.update_weights: fingerprint", fingerprint) == self.cache.fingerprint
+        ):
+            raise ValueError(f"Engine.update_weights: fingerprint must be a new one, got the old one, {fingerprint!r}")
+        if model is not None and self.cache.planner.rebuild and not hasattr(model, "rebuild_windows"):
+            raise TypeError("Engine.update_weights: model must have rebuild_windows, which the planner counts on")
+        limits = Limits.of(self.model if model is None else model, *self._overrides)
+        with self._turns("update_weights"):
+            self._check_open("update_weights")
+            if self._requests:
+                raise RuntimeError(
+                    f"Engine.update_weights: {len(self._requests)} requests are unfinished; end them first"
+                )
+            with self._changes:
+                if fingerprint is None:
+                    self.cache.clear()
+                else:
+                    self.cache.set_fingerprint(fingerprint)
+                self.model, self._limits = self.model if model is None else model, limits
 
     def close(self) -> None:
-        """End all requests and the transfers of the cache. May be called twice."""
-        self._abandon(list(self._requests))
-        self.cache.close()
+        """End all requests and the transfers of the cache. May be called twice; afterwards nothing runs any more."""
+        with self._turns("close"):
+            self._closed = True
+            self._dropped.extend(self._requests)
+            self._end_dropped()
+            self.cache.close()
 
     def __enter__(self) -> "Engine":
         return self
@@ -219,30 +295,156 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _stream(self, request_id: int) -> Generator[int, None, Completion]:
-        try:
-            while request_id in self._requests:
-                yield from (token for owner, token in self.step() if owner == request_id)
-            return self.take(request_id)
-        finally:
-            self._abandon([request_id])
+    # Turns
 
-    def _abandon(self, request_ids: Iterable[int]) -> None:
-        """Nobody will ask for these: end them and forget their results."""
-        for request_id in request_ids:
-            if request_id in self._requests:
-                self._finish(self._requests[request_id], FinishReason.CANCELLED)
-            self._finished.pop(request_id, None)
+    @property
+    def _is_torn(self) -> bool:
+        return self._changes.torn or self.cache.is_torn
+
+    def _begin_turn(self, call: str) -> None:
+        """Before every call: make whole what an exception has cut short, and end what was dropped."""
+        if self._is_torn:
+            self._end_all(self._changes.cause or "an exception")
+            if call == "close" or self._closed:
+                return
+            self.cache.reset()
+            self._changes.mend()
+        self._end_dropped()
+
+    def _end_all(self, cause: str) -> None:
+        """All requests end, without a look at what is known of their pages."""
+        self.scheduler.drop_all()
+        for request in list(self._requests.values()):
+            error = f"request {request.request_id}: {cause} cut a change of the engine short, and all requests ended"
+            request.finish(FinishReason.ERROR, error)
+            self._ended(request)
+
+    def _end_dropped(self) -> None:
+        while self._dropped and not self._is_torn:
+            request = self._requests.get(self._dropped[0])
+            if request is not None:
+                with self._changes:
+                    self._finish(request, FinishReason.CANCELLED)
+            self._finished.pop(self._dropped[0], None)
+            self._dropped.popleft()
+
+    def _check_open(self, call: str) -> None:
+        if self._closed:
+            raise RuntimeError(f"Engine.{call}: the engine is closed")
+
+    # Requests
+
+    def _checked(
+        self, request_id: int, name: str, prompt: Sequence[int], params: SamplingParams | None, salt: str
+    ) -> Request:
+        """The request, if it may be one."""
+        params = SamplingParams() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise TypeError(f"params must be SamplingParams or None, got {shown(params)}")
+        as_text("salt", salt)
+        num_tokens = count_tokens(name, prompt)
+        self._limits.check(num_tokens, params.max_tokens)
+        self.scheduler.check_fits(num_tokens, params.max_tokens)
+        tokens = token_ids(name, prompt, self._limits.vocab_size)
+        return Request(request_id, tokens, params, salt, self.cache.key(tokens, salt))
+
+    def _add_all(
+        self,
+        ids: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        params: Sequence[SamplingParams | None],
+        salt: str,
+    ) -> list[Request]:
+        """Queue all for somebody who holds them, or none if one is wrong."""
+        names = ["prompt"] if len(ids) == 1 else [f"prompts[{i}]" for i in range(len(ids))]
+        with self._turns("add_request"):
+            requests = [self._checked(*each, salt) for each in zip(ids, names, prompts, params, strict=True)]
+            for request in requests:
+                request.is_held = True
+            self._queue(requests)
+        return requests
+
+    def _queue(self, requests: Sequence[Request]) -> None:
+        self._check_open("add_request")
+        with self._changes:
+            for request in requests:
+                self._requests[request.request_id] = request
+                self.scheduler.add(request)
+
+    def _run(self, requests: Sequence[Request], stream: Callable[[int, int], None] | None, hold: InterruptHold) -> None:
+        """Steps until all have finished; between them an interrupt may come out."""
+        unfinished = list(enumerate(requests))
+        num_given = [0] * len(requests)
+        while unfinished:
+            self.step()
+            for index, request in unfinished if stream is not None else ():
+                for token in request.output[num_given[index] :]:
+                    num_given[index] += 1
+                    with hold.lifted():
+                        stream(index, token)
+            hold.deliver()
+            unfinished = [(i, r) for i, r in unfinished if r.state is not RequestState.FINISHED]
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        self.scheduler.finish(request, reason)
+        self._ended(request)
+
+    def _fail(self, request: Request, error: str) -> None:
+        self.scheduler.fail(request, f"request {request.request_id}: {error}")
+        self._ended(request)
+
+    def _ended(self, request: Request) -> None:
+        if not request.is_held:
+            self._finished[request.request_id] = request.completion()
+        del self._requests[request.request_id]
+
+    # A step
+
+    def _compute(self, chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
+        """One forward. Nothing changes before all of its results are known."""
+        started = time.perf_counter()
+        sampling = [chunk.request for chunk in chunks if chunk.is_last]
+        logits = run_chunks(self.model, self.cache, chunks, self.device)
+        tokens = choose(logits, [r.params for r in sampling], [len(r.output) for r in sampling])
+        self._observe(chunks, time.perf_counter() - started)
+        verdicts = [self._verdict(*each) for each in zip(sampling, tokens, strict=True)]
+        with self._changes:
+            return self._settle(chunks, zip(sampling, tokens, verdicts, strict=True))
+
+    def _verdict(self, request: Request, token: int | None) -> FinishReason | str | None:
+        """Why the request ends with this token, or the error that it ends with instead; None: it goes on."""
+        if token is None:
+            return f"the logits after {request.num_tokens} tokens hold NaN or no finite largest value"
+        try:
+            return self._why_finished(request, token)
+        except Exception as error:
+            return f"whether it ends could not be told: {_one_line(error)}"
 
     def _why_finished(self, request: Request, token: int) -> FinishReason | None:
         if token in self.eos_token_ids or token in request.params.stop_token_ids:
             return FinishReason.STOP
-        return FinishReason.LENGTH if len(request.output) == request.params.max_tokens else None
+        return FinishReason.LENGTH if len(request.output) + 1 == request.params.max_tokens else None
 
-    def _finish(self, request: Request, reason: FinishReason) -> None:
-        self.scheduler.finish(request, reason)
-        del self._requests[request.request_id]
-        self._finished[request.request_id] = request.completion()
+    def _settle(
+        self, chunks: Sequence[Chunk], results: Iterable[tuple[Request, int | None, FinishReason | str | None]]
+    ) -> list[tuple[int, int]]:
+        """Take note of a forward. Failed requests leave first: nobody is to share pages with them any more."""
+        good = []
+        for request, token, verdict in results:
+            if isinstance(verdict, str):
+                self._fail(request, verdict)
+            else:
+                good.append((request, token, verdict))
+        for chunk in chunks:
+            request = chunk.request
+            if request.state is RequestState.RUNNING:
+                start = request.pages.num_computed
+                self.cache.commit(request.pages, request.tokens(start, start + chunk.num_tokens))
+        for request, token, verdict in good:
+            request.add_token(token)
+            if verdict is not None:
+                self._finish(request, verdict)
+        return [(request.request_id, token) for request, token, _ in good]
 
     def _observe(self, chunks: Sequence[Chunk], seconds: float) -> None:
         """The planner learns how fast prompts are computed."""
@@ -250,41 +452,14 @@ class Engine:
             self.cache.planner.rates["prefill"].observe(sum(chunk.num_tokens for chunk in chunks), seconds)
 
     def _rebuild_windows(self, request: Request) -> None:
-        """Recompute the windows that the request's plan could not find."""
-        plan = request.pages.plan.rebuild
-        tokens = torch.tensor(request.tokens(plan.first[0], plan.end), dtype=torch.int64, device=self.device)
-        self.model.rebuild_windows(tokens, plan, self.cache.layers, request.pages.block_tables, self.cache.page_size)
-        self.cache.rebuilt(request.pages)
+        """A request's own computation, so what goes wrong in it is the request's error."""
+        try:
+            rebuild_windows(self.model, self.cache, request, self.device)
+        except Exception as error:
+            self._fail(request, f"its windows could not be rebuilt: {_one_line(error)}")
+        else:
+            self.cache.rebuilt(request.pages)
 
-    def _forward(self, chunks: Sequence[Chunk]) -> Tensor:
-        tokens: list[int] = []
-        positions: list[int] = []
-        logits_rows: list[int] = []
-        for chunk in chunks:
-            start = chunk.request.pages.num_computed
-            tokens += chunk.request.tokens(start, start + chunk.num_tokens)
-            positions += range(start, start + chunk.num_tokens)
-            if chunk.num_tokens == chunk.request.num_uncomputed:
-                logits_rows.append(len(tokens) - 1)
-        return self.model.forward(
-            *(torch.tensor(x, dtype=torch.int64, device=self.device) for x in (tokens, positions)),
-            self.cache.layers,
-            self._metadata(chunks),
-            torch.tensor(logits_rows, dtype=torch.int64, device=self.device),
-        )
 
-    def _metadata(self, chunks: Sequence[Chunk]) -> dict[str, AttentionMetadata]:
-        sequences = [chunk.request.pages for chunk in chunks]
-        query_lens = [chunk.num_tokens for chunk in chunks]
-        seqlens_k = [s.num_computed + q for s, q in zip(sequences, query_lens, strict=True)]
-        return {
-            name: AttentionMetadata.build(
-                [s.block_tables[name] for s in sequences],
-                seqlens_k,
-                query_lens,
-                self.cache.page_size,
-                self.device,
-                window=pool.spec.window,
-            )
-            for name, pool in self.cache.pools.items()
-        }
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

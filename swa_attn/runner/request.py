@@ -20,6 +20,7 @@ class FinishReason(Enum):
     STOP = "stop"  # an end-of-sequence or stop token, which is the last of the output
     LENGTH = "length"  # max_tokens
     CANCELLED = "cancelled"
+    ERROR = "error"  # it went wrong, alone: Completion.error says how
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Completion:
     time_to_first_token: float | None  # None: cancelled before the first
     total_time: float
     num_preemptions: int
+    error: str | None = None  # one line, with finish_reason ERROR
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -44,20 +46,27 @@ class Completion:
 
 @dataclass(eq=False)
 class Request:
-    """A request on its way through the engine. `key` names all tokens known when it (re)enters the queue."""
+    """A request on its way through the engine. `key` names all tokens known when it (re)enters the queue.
+
+    `first_own` is the first position whose K or V this request has computed, in any of its admissions, rather than found:
+    what a failure makes doubtful starts there. None before the first admission.
+    """
 
     request_id: int
     prompt: Sequence[int]
     params: SamplingParams
     salt: str
     key: PrefixKey
+    is_held: bool = False  # by a generate or a stream, which asks it for its result; nobody else will
     output: list[int] = field(default_factory=list)
     state: RequestState = RequestState.WAITING
     finish_reason: FinishReason | None = None
     pages: KVSequence | None = None
     cached_tokens: int | None = None  # hit at the first admission; what is recomputed after a preemption is not billed
     cached_by_tier: Mapping[Tier, int] = field(default_factory=dict)
+    first_own: int | None = None
     num_preemptions: int = 0
+    error: str | None = None
     arrived: float = field(default_factory=time.perf_counter)
     first_token_at: float | None = None
     finished_at: float | None = None
@@ -81,8 +90,12 @@ class Request:
         if self.first_token_at is None:
             self.first_token_at = time.perf_counter()
 
-    def finish(self, reason: FinishReason) -> None:
-        self.state, self.finish_reason = RequestState.FINISHED, reason
+    def computes_from(self, position: int) -> None:
+        """An admission makes the request compute what comes from `position` on."""
+        self.first_own = position if self.first_own is None else min(self.first_own, position)
+
+    def finish(self, reason: FinishReason, error: str | None = None) -> None:
+        self.state, self.finish_reason, self.error = RequestState.FINISHED, reason, error
         self.finished_at = time.perf_counter()
 
     def usage(self) -> Usage:
@@ -93,5 +106,12 @@ class Request:
         first = None if self.first_token_at is None else self.first_token_at - self.arrived
         total = self.finished_at - self.arrived
         return Completion(
-            self.request_id, list(self.output), self.finish_reason, self.usage(), first, total, self.num_preemptions
+            self.request_id,
+            list(self.output),
+            self.finish_reason,
+            self.usage(),
+            first,
+            total,
+            self.num_preemptions,
+            self.error,
         )

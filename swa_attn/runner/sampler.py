@@ -10,23 +10,28 @@ import torch
 from torch import Tensor
 
 from .generation_config import GenerationConfig
+from .validation import as_float, as_int, as_token_set, require
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How a request chooses its tokens, and when it stops.
 
+    Numbers may be Python's or NumPy's, and are kept as Python's; bool is not a number.
+
     Args:
         max_tokens: most tokens to generate, at least 1.
-        temperature: divides the logits; 0 is greedy, and then nothing below matters.
+        temperature: divides the logits; 0 is greedy, and then nothing below matters. However small it is, the likeliest
+            tokens can be drawn.
         top_k: keep the k likeliest tokens; None keeps all.
         top_p: of those, keep the likeliest ones until their probability reaches top_p; 0 < top_p <= 1.
         min_p: drop tokens less likely than min_p times the likeliest; 0 <= min_p <= 1.
-        seed: makes the request reproducible: its n-th token then depends on the logits, these parameters, the seed and
-            n only. None draws fresh randomness for every token.
+        seed: from -2**63 to 2**64 - 1; makes the request reproducible: its n-th token then depends on the logits, these
+            parameters, the seed and n only. None draws fresh randomness for every token.
         stop_token_ids: end the request when one of them is generated.
 
     Raises:
+        TypeError: a value has another type; the message names it.
         ValueError: a value is outside its range; the message names it.
     """
 
@@ -39,16 +44,27 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        take = "SamplingParams: {}".format
+        plain = {
+            "max_tokens": as_int(take("max_tokens"), self.max_tokens),
+            "temperature": as_float(take("temperature"), self.temperature),
+            "top_k": as_int(take("top_k"), self.top_k, or_none=True),
+            "top_p": as_float(take("top_p"), self.top_p),
+            "min_p": as_float(take("min_p"), self.min_p),
+            "seed": as_int(take("seed"), self.seed, or_none=True),
+            "stop_token_ids": as_token_set(take("stop_token_ids"), self.stop_token_ids),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         self._require(self.max_tokens >= 1, "max_tokens", "at least 1")
         self._require(0 <= self.temperature < math.inf, "temperature", "0 (greedy) or positive and finite")
         self._require(self.top_k is None or self.top_k >= 1, "top_k", "at least 1 or None")
         self._require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
         self._require(0 <= self.min_p <= 1, "min_p", "between 0 and 1")
+        self._require(self.seed is None or -(1 << 63) <= self.seed < 1 << 64, "seed", "from -2**63 to 2**64 - 1")
 
     def _require(self, holds: bool, name: str, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"SamplingParams: {name} must be {expected}, got {getattr(self, name)}")
+        require(holds, f"SamplingParams: {name}", expected, getattr(self, name))
 
     @property
     def greedy(self) -> bool:
@@ -65,7 +81,20 @@ class SamplingParams:
 
 
 def sample(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int]) -> list[int]:
-    """Choose a token for every row.
+    """Choose a token for every row: `choose`, for callers that have no use for a row without one.
+
+    Raises:
+        ValueError: as `choose`, or a row holds NaN or no finite logit.
+    """
+    chosen = choose(logits, params, steps)
+    wrong = [row for row, token in enumerate(chosen) if token is None]
+    if wrong:
+        raise ValueError(f"sample: logits must hold no NaN and a finite value per row, rows {wrong} do not")
+    return chosen
+
+
+def choose(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int]) -> list[int | None]:
+    """Choose a token for every row; None for a row that holds NaN, or no finite largest logit.
 
     A row's token depends on its own logits, params and step only, never on the rows beside it: everything that rounds
     is computed row by row. Equal logits are broken towards the smaller token id.
@@ -76,7 +105,7 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int
         steps: per row, how many tokens its request has generated before this one.
 
     Raises:
-        ValueError: the lengths differ, or a row holds NaN or no finite logit.
+        ValueError: the lengths differ.
     """
     if logits.dim() != 2 or not logits.shape[0] == len(params) == len(steps):
         raise ValueError(
@@ -85,16 +114,13 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int
         )
     if not params:
         return []
+    vocab_size = logits.shape[1]
     tokens = _likeliest(logits)
     for row, (own, step) in enumerate(zip(params, steps, strict=True)):
         if not own.greedy:
             drawn = _draw(logits[row], own, _uniform(own.seed, step))
-            tokens[row] = torch.where(tokens[row] < logits.shape[1], drawn, tokens[row])
-    chosen = tokens.tolist()
-    wrong = [row for row, token in enumerate(chosen) if token == logits.shape[1]]
-    if wrong:
-        raise ValueError(f"sample: logits must hold no NaN and a finite value per row, rows {wrong} do not")
-    return chosen
+            tokens[row] = torch.where(tokens[row] < vocab_size, drawn, tokens[row])
+    return [None if token == vocab_size else token for token in tokens.tolist()]
 
 
 def _likeliest(logits: Tensor) -> Tensor:
@@ -106,8 +132,12 @@ def _likeliest(logits: Tensor) -> Tensor:
 
 
 def _draw(row: Tensor, params: SamplingParams, uniform: float) -> Tensor:
-    """One token by inverting the cumulative distribution. Sorted by probability, every filter keeps a prefix."""
-    scaled, ids = torch.sort(row.double() / params.temperature, descending=True, stable=True)
+    """One token by inverting the cumulative distribution. Sorted by probability, every filter keeps a prefix.
+
+    The largest logit is taken off before the division: it stays 0, and a temperature near 0 sends the others to -inf.
+    """
+    row = row.double()
+    scaled, ids = torch.sort((row - row.amax()) / params.temperature, descending=True, stable=True)
     probabilities = torch.softmax(scaled, dim=0)
     if params.top_k is not None:
         probabilities = probabilities[: params.top_k]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ..kvcache import KVCache, PageAccountingError
 from .request import FinishReason, Request, RequestState
+from .validation import as_int, require
 
 LOADING_POLL_SECONDS = 0.05  # how often deadlines are looked at while nothing but transfers is going on
 
@@ -26,6 +27,11 @@ class Chunk:
     request: Request
     num_tokens: int
 
+    @property
+    def is_last(self) -> bool:
+        """Nothing that is known of the request is left to compute after it: there are logits to choose a token from."""
+        return self.num_tokens == self.request.num_uncomputed
+
 
 class Scheduler:
     """Queues and running requests over one KVCache; both lists are oldest first.
@@ -33,7 +39,8 @@ class Scheduler:
     Args:
         max_tokens_per_step: budget of a step, prompts and decodes together.
         max_num_seqs: requests that may run at a time.
-        rebuild: recomputes the windows that a request's plan asks for; None when the cache's planner asks for none.
+        rebuild: recomputes the windows that a request's plan asks for, or fails the request; None when the cache's planner
+            asks for none.
     """
 
     def __init__(
@@ -44,8 +51,7 @@ class Scheduler:
         rebuild: Callable[[Request], None] | None = None,
     ) -> None:
         for name, value in (("max_tokens_per_step", max_tokens_per_step), ("max_num_seqs", max_num_seqs)):
-            if value < 1:
-                raise ValueError(f"Scheduler: {name} must be at least 1, got {value}")
+            require(as_int(f"Scheduler: {name}", value) >= 1, f"Scheduler: {name}", "at least 1", value)
         self.cache = cache
         self.max_tokens_per_step = max_tokens_per_step
         self.max_num_seqs = max_num_seqs
@@ -85,7 +91,7 @@ class Scheduler:
         return chunks
 
     def _next_step(self) -> list[Chunk]:
-        for request in self.running:
+        for request in tuple(self.running):
             self._prepare(request)
         chunks = self._decodes()
         budget = self.max_tokens_per_step - len(chunks)
@@ -95,12 +101,12 @@ class Scheduler:
         self._admissions(chunks, budget)
         return chunks
 
-    def preempt(self, request: Request) -> None:
+    def preempt(self, request: Request, *, keep: bool = True) -> None:
         """Take a running request's pages and queue it, first in line, with all its tokens as the prompt."""
-        self._leave(request)
+        self._leave(request, keep)
         request.state = RequestState.WAITING
         request.num_preemptions += 1
-        request.key = self.cache.key(request.tokens(0, request.num_tokens), request.salt)
+        self._name(request)
         self.waiting.appendleft(request)
 
     def finish(self, request: Request, reason: FinishReason) -> None:
@@ -111,9 +117,32 @@ class Scheduler:
             self.waiting.remove(request)
         request.finish(reason)
 
-    def _leave(self, request: Request) -> None:
+    def fail(self, request: Request, error: str) -> None:
+        """Take out a running request that went wrong. What it has computed is doubtful: nobody finds it again."""
+        self._leave(request, False)
+        self._name(request)
+        self.cache.forget(request.key, request.first_own)
+        request.finish(FinishReason.ERROR, error)
+
+    def start_over(self, forget: Callable[[], None]) -> None:
+        """`forget` empties the cache, or renames what it holds; unfinished requests wait until they are computed again."""
+        while self.running:
+            self.preempt(self.running[-1], keep=False)
+        forget()
+        for request in self.waiting:
+            self._name(request)
+
+    def drop_all(self) -> None:
+        """Forget all requests, when nothing that is known of their pages can be trusted."""
+        self.waiting.clear()
+        self.running.clear()
+
+    def _name(self, request: Request) -> None:
+        request.key = self.cache.key(request.tokens(0, request.num_tokens), request.salt)
+
+    def _leave(self, request: Request, keep: bool = True) -> None:
         self.running.remove(request)
-        self.cache.end(request.pages)
+        self.cache.end(request.pages, keep=keep)
         request.pages = None
 
     def _prepare(self, request: Request) -> None:
@@ -121,11 +150,13 @@ class Scheduler:
         pages = request.pages
         if pages.is_loading:
             return
-        if pages.needs_rebuild:
-            self._rebuild(request)
         if request.cached_tokens is None:
             request.cached_tokens = pages.hit_tokens
             request.cached_by_tier = pages.hit_tokens_by_tier
+        rebuild = pages.plan.rebuild
+        request.computes_from(pages.hit_tokens if rebuild is None else rebuild.first[0])
+        if pages.needs_rebuild:
+            self._rebuild(request)
 
     def _decodes(self) -> list[Chunk]:
         chunks: list[Chunk] = []
@@ -164,4 +195,5 @@ class Scheduler:
             request.state = RequestState.RUNNING
             self.running.append(request)
             self._prepare(request)
-            budget -= self._prefill(chunks, request, budget)
+            if request.state is RequestState.RUNNING:  # its rebuild did not fail
+                budget -= self._prefill(chunks, request, budget)

@@ -24,6 +24,7 @@ from swa_attn.kvcache.shelf import Shelf
 from swa_attn.kvcache.transfer import Mover, Transfer
 
 POISON = -1
+TAINT = -2  # what a sequence writes that is going wrong, and what those write that have read it
 GROUPS = (GroupSpec("full", (0, 3), 1, 1, 1), GroupSpec("swa", (1, 2, 4), 1, 1, 1, 7))
 
 
@@ -106,6 +107,14 @@ class FakeMover(Mover):
         self.stuck = stuck
         return True
 
+    def reset(self) -> None:
+        while self.copies:
+            self._copy(self.copies.pop(0))
+        for transfer in self.store:
+            (self._write if transfer.target is Tier.DISK else self._read)(transfer)
+        self.store.clear()
+        self.ended.clear()
+
     def drain(self) -> None:
         while self.num_pending:
             self.finish_one()
@@ -181,6 +190,7 @@ class Simulation:
         )
         self.tokens: dict[KVSequence, list[int]] = {}
         self.contents: dict[tuple[int, ...], list[int]] = {}
+        self.toxic: set[KVSequence] = set()  # whose contents are tainted
         self.checked = 0  # slots compared
 
     def _pools(self, sizes, counts) -> list[PagePool]:
@@ -242,6 +252,15 @@ class Simulation:
         self.cache.end(sequence)
         del self.tokens[sequence]
 
+    def fail(self, sequence: KVSequence) -> None:
+        """As a request whose results turned out wrong."""
+        rebuild = sequence.plan.rebuild
+        self.cache.end(sequence, keep=False)
+        self.cache.forget(
+            self.key(self.tokens.pop(sequence)), sequence.hit_tokens if rebuild is None else rebuild.first[0]
+        )
+        self.toxic.discard(sequence)
+
     def check(self, sequence: KVSequence) -> None:
         """All that the next query sees is there and is right."""
         end = sequence.num_computed
@@ -252,6 +271,9 @@ class Simulation:
                 low, high = max(first, page * self.page_size), min(end, (page + 1) * self.page_size)
                 offset = page * self.page_size
                 found = self._page(i, table[page])[low - offset : high - offset]
+                if TAINT in found:
+                    self.toxic.add(sequence)
+                    continue
                 assert found == expected[low:high], f"group {group.name}, page {page} of {self.tokens[sequence]}"
                 self.checked += high - low
 
@@ -271,7 +293,8 @@ class Simulation:
                 page, offset = divmod(position, self.page_size)
                 if offset == 0 or memory.get(table[page]) is None:
                     memory[table[page]] = [POISON] * self.page_size
-                memory[table[page]][offset] = expected[position] if position >= exact_from else POISON
+                right = TAINT if sequence in self.toxic else expected[position]
+                memory[table[page]][offset] = right if position >= exact_from else POISON
 
     def _rebuild(self, sequence: KVSequence) -> None:
         """Only whole pages of the window at the end are what a cold run has; what is before them is scratch."""
@@ -282,7 +305,11 @@ class Simulation:
         expected = self.expected(self.tokens[sequence])
         for page in range(plan.end // self.page_size):
             start = page * self.page_size
-            assert self._page(full, table[page]) == expected[start : start + self.page_size]
+            found = self._page(full, table[page])
+            if TAINT in found:
+                self.toxic.add(sequence)
+            else:
+                assert found == expected[start : start + self.page_size]
         for i, group in enumerate(self.groups):
             if group.window is not None and group.window > 1:
                 exact = plan.end - -(-(group.window - 1) // self.page_size) * self.page_size

@@ -66,6 +66,10 @@ class Traffic:
     def end(self) -> None:
         if self.running:
             sequence = self.running.pop(self.random.randrange(len(self.running)))
+            if sequence in self.simulation.toxic:
+                self.histories.append(self.simulation.tokens[sequence])
+                self.simulation.fail(sequence)
+                return
             tokens = self.simulation.tokens[sequence][: sequence.num_computed]
             self.simulation.end(sequence)
             if len(tokens) < 70:
@@ -123,3 +127,57 @@ def test_no_step_serves_a_wrong_page(setup):
     if simulation.cache.planner.rebuild_overhead == 0.0:
         assert stats.num_rebuilds > STEPS / 1000 and stats.hit_tokens_by_tier[Tier.DISK] > 0, report
     print(report)
+
+
+def test_what_went_wrong_is_never_served_again_nor_what_was_made_from_it():
+    """Sequences that write nonsense are found out when their prompt is complete; so are those that read it till then."""
+    for name, setup in SETUPS.items():
+        simulation = Simulation(7, **setup)
+        traffic = Traffic(simulation)
+        failed = shared = 0
+        for step in range(60):
+            while not traffic.running:
+                traffic.begin()
+                traffic.transfer()
+            simulation.toxic.add(traffic.running[-1])
+            failed += 1
+            for _ in range(30):
+                traffic.step()
+                for sequence in [s for s in traffic.running if s in simulation.toxic]:
+                    if sequence.num_computed == len(simulation.tokens[sequence]):
+                        shared += 1
+                        traffic.histories.append(simulation.tokens[sequence])
+                        simulation.fail(sequence)
+                        traffic.running.remove(sequence)
+            while traffic.running:
+                traffic.end()
+            for _ in range(4):  # transfers of the past are still under way
+                prompt = traffic.prompt()
+                if simulation.cache.fits(len(prompt)) is None and simulation.cache.can_admit(simulation.key(prompt)):
+                    simulation.run(prompt, settle=False)
+                    assert not simulation.toxic, f"{name}, step {step}: {prompt}"
+            if step % 20 == 0:
+                traffic.settle()
+        traffic.settle()
+        assert shared > failed / 4, f"{name}: hardly any was found out in time"
+        assert simulation.cache.stats().hit_tokens > 200
+
+
+@pytest.mark.parametrize("method", ["reset", "clear"])
+def test_a_cache_that_was_emptied_in_the_middle_of_everything_serves_no_wrong_page(method):
+    simulation = Simulation(3, **SETUPS["through"])
+    traffic, cache = Traffic(simulation), simulation.cache
+    for step in range(6000):
+        traffic.step()
+        if step % 200 == 199:
+            if method == "clear":
+                while traffic.running:
+                    traffic.end()
+            getattr(cache, method)()
+            traffic.running.clear()
+            simulation.tokens.clear()
+            assert cache.num_pending == 0 and not cache.prefixes.tree.root.children
+            assert all(pool.num_used == 0 for shelf in cache.shelves for pool in shelf.pools)
+            check_invariants(cache)
+    traffic.settle()
+    assert simulation.checked > 10_000 and cache.stats().hit_tokens > 200

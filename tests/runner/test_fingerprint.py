@@ -214,3 +214,23 @@ def test_an_engine_refuses_a_store_for_what_has_no_name(store):
         engine(tiny(), store, fingerprint="")
     with pytest.raises(TypeError, match="KVCache: fingerprint must be a str, got bytes"):
         engine(tiny(), store, fingerprint=b"model")
+
+
+def test_new_weights_above_a_store_are_named_by_themselves(store):
+    """In place or as another model: nothing of the old weights is served, and it is found again under the old ones."""
+    prompt = list(range(33))
+    cold = {seed: served(tiny(seed), None, prompt).tokens for seed in (0, 1)}
+    with engine(tiny(0), store) as opened:
+        (first,) = opened.generate([prompt], PARAMS)
+        for seed in (1, 0):
+            opened.update_weights(tiny(seed))
+            assert opened.cache.fingerprint == model_fingerprint(tiny(seed))
+            (done,) = opened.generate([prompt], PARAMS)
+            assert done.tokens == cold[seed]
+        assert first.tokens == cold[0] and done.usage.cached_tokens > 0
+        with pytest.raises(ValueError, match="fingerprint must be a new one"):
+            opened.update_weights()
+        flip_last_bit(opened.model, next(name for name, _ in opened.model.named_parameters()))
+        opened.update_weights()
+        assert opened.cache.fingerprint == model_fingerprint(opened.model) != model_fingerprint(tiny(0))
+        assert opened.generate([prompt], PARAMS)[0].usage.cached_tokens == 0

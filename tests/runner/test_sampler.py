@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from swa_attn.runner import SamplingParams, sample
+from swa_attn.runner.sampler import choose
 
 VOCAB = 50
 DRAWS = 4000
@@ -101,6 +103,8 @@ def test_a_broken_row_is_an_error_not_a_token():
         params = [SamplingParams(temperature=temperature)] * 4
         with pytest.raises(ValueError, match=r"rows \[1, 2\] do not"):
             sample(logits, params, [0] * 4)
+        chosen = choose(logits, params, [0] * 4)
+        assert chosen[1] is None and chosen[2] is None and None not in (chosen[0], chosen[3])
 
 
 def test_shapes_are_checked_and_no_rows_are_fine():
@@ -120,10 +124,68 @@ def test_shapes_are_checked_and_no_rows_are_fine():
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
         ({"top_p": 1.1}, "top_p must be"),
         ({"min_p": -0.5}, "min_p must be between 0 and 1, got -0.5"),
+        ({"top_p": math.nan}, "top_p must be above 0 and at most 1, got nan"),
+        ({"min_p": math.nan}, "min_p must be between 0 and 1, got nan"),
+        ({"temperature": 10**400}, "temperature must be 0 .* got inf"),
+        ({"seed": 2**64}, r"seed must be from -2\*\*63 to 2\*\*64 - 1, got 18446744073709551616"),
+        ({"seed": -(2**63) - 1}, "seed must be from"),
+        ({"stop_token_ids": [3, -1]}, r"stop_token_ids\[1\] must be a token id, at least 0, got -1"),
     ],
-    ids=str,
+    ids=lambda case: str(case)[:40],
 )
-def test_parameters_are_checked(settings, message):
+def test_ranges_of_parameters_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
         SamplingParams(**settings)
     assert SamplingParams(stop_token_ids=[1, 2]).stop_token_ids == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("max_tokens", [math.inf, 2.5, 2.0, None, "8", True, [1], np.float32(3)], "an integer, got"),
+        ("top_k", [math.inf, 2.5, "8", True], "an integer or None, got"),
+        ("seed", [1.0, "8", False, b"1"], "an integer or None, got"),
+        ("temperature", [None, "0.7", True, [1.0], 1j, torch.tensor(1.0)], "a number, got"),
+        ("top_p", [None, "1", True], "a number, got"),
+        ("min_p", [None, "0", False], "a number, got"),
+        ("stop_token_ids", [5, None, 2.5], "an iterable of token ids, got"),
+        ("stop_token_ids", ["a", [1.0], [True], [None], [[1]]], "an integer, got"),
+    ],
+)
+def test_types_of_parameters_are_checked(name, values, expected):
+    for value in values:
+        with pytest.raises(TypeError, match=rf"^SamplingParams: {name}(\[0\])? must be {expected}") as error:
+            SamplingParams(**{name: value})
+        assert "\n" not in str(error.value)
+
+
+def test_numbers_of_numpy_are_kept_as_python_s():
+    given = SamplingParams(
+        max_tokens=np.int32(7),
+        temperature=np.float32(0.5),
+        top_k=np.uint8(3),
+        top_p=np.float64(0.9),
+        min_p=0,
+        seed=np.int64(5),
+        stop_token_ids=np.array([1, 2]),
+    )
+    plain = SamplingParams(7, 0.5, 3, 0.9, 0.0, 5, (1, 2))
+    assert given == plain
+    assert [type(v) for v in vars(given).values()] == [type(v) for v in vars(plain).values()]
+    assert SamplingParams(seed=2**64 - 1).seed == 2**64 - 1 and SamplingParams(seed=-(2**63)).seed == -(2**63)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-300, 1e-308, 5e-324])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 5e37, -5e37])
+def test_a_temperature_near_zero_takes_the_likeliest(temperature, scale):
+    row = torch.tensor([1.0, 3.0, 2.0, -math.inf, 3.0]) * abs(scale) - (4 * abs(scale) if scale < 0 else 0)
+    for seed in range(20):
+        (token,) = sample(row[None], [SamplingParams(temperature=temperature, seed=seed)], [0])
+        assert token in (1, 4)
+    assert sample(row[None, :3], [SamplingParams(temperature=temperature)], [0]) == [1]
+
+
+def test_a_huge_temperature_takes_any_but_the_impossible():
+    row = torch.tensor([1e30, -1e30, 0.0, -math.inf])
+    seen = {sample(row[None], [SamplingParams(temperature=1.7e308, seed=i)], [0])[0] for i in range(50)}
+    assert seen == {0, 1, 2}

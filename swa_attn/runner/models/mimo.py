@@ -163,6 +163,14 @@ class MiMoForCausalLM(nn.Module):
         )
         self.requires_grad_(False)
 
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def max_position_embeddings(self) -> int:
+        return self.config.max_position_embeddings
+
     def forward(
         self,
         tokens: Tensor,
