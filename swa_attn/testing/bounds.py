@@ -21,7 +21,8 @@ _EXP = log_error(EXP) + FLOAT32  # of a weight, and of every factor that rescale
 
 @dataclass(frozen=True)
 class Bounds:
-    """Largest errors: out `[total_q, Hq, Dv]` and lse `[total_q, Hq]`, float64; 0 for rows that see no key."""
+    """Largest errors: out `[total_q, Hq, Dv]` and lse `[total_q, Hq]`, float64; 0 for rows that see no key, infinite for
+    rows whose scores are so large (beyond 10^8) that float32 does not tell them apart."""
 
     out: Tensor
     lse: Tensor
@@ -168,7 +169,7 @@ class _Rows:
         lse = self._largest + log_sum
         error = self._total_error(*no_sink) + LOG * (1 + log_sum.abs()) + 4 * FLOAT32 * (lse.abs() + log_sum.abs())
         error = error + self._most * SMALLEST
-        return self._by_row(torch.where(self._empty[:, None], 0.0, error))[..., 0]
+        return self._by_row(self._bounded(error))[..., 0]
 
     def out_error(self) -> Tensor:
         """[T, Hq, Dv]"""
@@ -178,10 +179,7 @@ class _Rows:
         rounding = log_error(r.weights.unit) + log_error(r.values.unit) + (3 if self._keys.scaled else 0) * FLOAT32
         errors = self._errors + self._total_error(self._sink, self._sink_error) + rounding + 4 * FLOAT32
         off = torch.where(self._sees, share * torch.expm1(errors.clamp(max=_HOPELESS)), 0.0)
-        largest = self._keys.v.abs().amax(0)[:, None, None]
-        wrong = self._times(off, self._keys.v.abs()).minimum(
-            2.1 * largest
-        )  # two averages of values are no farther apart
+        wrong = self._times(off, self._keys.v.abs())
         sizes = self._times(share, self._keys.v.abs()) + wrong
         exact = self._times(share, self._keys.v).abs()
         sums = r.sum_error(self._most) * (sizes + torch.minimum(sizes, exact + wrong)) / 2
@@ -189,7 +187,12 @@ class _Rows:
         lost = self._lost(total)
         error = wrong + sums + rescaled + lost
         error = error + r.out.unit * (exact + error) + r.out.subnormal
-        return self._by_row(torch.where(self._empty[:, None], 0.0, error))
+        return self._by_row(self._bounded(error))
+
+    def _bounded(self, error: Tensor) -> Tensor:
+        """[Hkv, group, T, D]: no bound for rows whose scores float32 does not tell apart, 0 for rows that see nothing."""
+        hopeless = self._errors.amax(-1, keepdim=True) > _HOPELESS / 2
+        return torch.where(self._empty[:, None], 0.0, torch.where(hopeless, float("inf"), error))
 
     def _lost(self, total: Tensor) -> Tensor:
         """What falls below the normal range, of 16-bit weights and values or of float32: [Hkv, group, T, Dv]."""

@@ -150,7 +150,13 @@ def compare(name: str, got: Tensor, exact: Tensor, allowed: Tensor) -> None:
         raise WrongError(f"{name} has shape {list(got.shape)}, expected {list(exact.shape)}")
     got = got.double()
     range_of_type = torch.finfo(torch.float32).max
-    right = (got == exact) | ((got - exact).abs() <= allowed) | exact.isnan() | (exact.abs() > range_of_type / 4)
+    right = (
+        (got == exact)
+        | ((got - exact).abs() <= allowed)
+        | allowed.isinf()
+        | exact.isnan()
+        | (exact.abs() > range_of_type / 4)
+    )
     if not right.all():
         at = tuple((~right).nonzero()[0].tolist())
         raise WrongError(f"{name}[{at}] is {got[at].item()}, expected {exact[at].item()} within {allowed[at]:.3g}")
