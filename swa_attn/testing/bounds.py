@@ -15,7 +15,7 @@ from .cases import visible_span
 from .roundings import EXP, FLOAT32, LOG, SMALLEST, Rounding, Roundings, log_error
 
 _CELLS = 1 << 21  # (head, row, key) triples that are looked at together
-_HOPELESS = 100.0  # an error of the exponent that leaves nothing of a weight
+_HOPELESS = 100.0  # an error of weight and denominator together that leaves nothing of a weight
 _EXP = log_error(EXP) + FLOAT32  # of a weight, and of every factor that rescales it, with its product
 
 
