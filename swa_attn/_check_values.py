@@ -15,6 +15,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ._checks import pages_apart
+
 VARIABLE = "SWA_ATTN_CHECK_VALUES"
 _OFF = ("", "0")
 _forced: bool | None = None  # by `check_values`
@@ -164,8 +166,10 @@ def copy_pages(
     copied = (src_pages >= 0) & (dst_pages >= 0)
     written = torch.where(copied, dst_pages, -1)
     _check_once("copy_pages", "dst_pages", written, "a page must not be written twice")
-    if src.device == dst.device and src.data_ptr() == dst.data_ptr() and src.stride() == dst.stride():
-        at = _first(copied & torch.isin(src_pages, written[copied]) & (src_pages != dst_pages))
+    apart = pages_apart(src, dst) if src.device == dst.device and src.stride() == dst.stride() else None
+    if apart is not None:
+        written = torch.where(copied, dst_pages + apart, -1)  # as pages of src
+        at = _first(copied & torch.isin(src_pages, written[copied]) & (src_pages != written))
         if at:
             moved = f"src_pages[{at[0]}] = {int(src_pages[at])}"
             _fail(

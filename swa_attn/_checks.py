@@ -210,11 +210,22 @@ def check_written(op: str, names: Sequence[str], tensors: Sequence[Tensor | None
 
 
 def _views_of_one_pool(x: Tensor, other: Tensor, whole: int) -> bool:
-    """Whether two tensors lie in one pool, `whole` of its dimensions apart: same page is same page in both, or none."""
+    """Whether two tensors are ranges of the pages of one pool, the second dimension, in the same layers: a page of one is a
+    page of the other as it is, or shares nothing with it."""
     if x.dtype != other.dtype or x.stride() != other.stride() or x.shape[whole:] != other.shape[whole:]:
         return False
-    distance = (other.data_ptr() - x.data_ptr()) // x.itemsize
-    return any(stride and distance % stride == 0 for stride in x.stride()[:whole])
+    return x.shape[0] == other.shape[0] and pages_apart(x, other) is not None
+
+
+def pages_apart(x: Tensor, other: Tensor) -> int | None:
+    """By how many pages, the second dimension, `other` begins later in the same pool; None if it is no range of the pages
+    that `x` has a range of."""
+    distance, stride = other.data_ptr() - x.data_ptr(), x.stride(1) * x.itemsize
+    if distance == 0:
+        return 0
+    if stride == 0 or distance % stride or abs(distance // stride) >= max(x.shape[1], other.shape[1]):
+        return None
+    return distance // stride
 
 
 def check_copy_written(

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "_checks": {"torch", "._memory"},
     "backends": {"torch"},  # loads the backend modules by name
     "native": {"torch"},
-    "_check_values": {"torch"},
+    "_check_values": {"torch", "._checks"},
     "reference_backend": {"torch", ".reference", "._check_values"},
     "ops": {"torch", "._checks", "._check_values", ".backends"},
     "attention": {"torch", "numpy", ".ops"},

@@ -46,7 +46,7 @@ float ex2(float x) {
 
 float lg2(float x) {
   const double exact = std::log2(double(x));
-  if (x == 1.f || !std::isfinite(exact)) return float(exact);
+  if (!std::isfinite(exact)) return float(exact);
   return within(exact, 0x1p-22 * (x > 0.5f && x < 2.f ? 1.0 : std::fabs(exact)), x);
 }
 

@@ -91,12 +91,14 @@ void stmatrix(int num_matrices, Transpose transpose, uint32_t row_address,
 
 namespace {
 
-// c plus 16 products as tensor cores are seen to add: every term is cut at 2^-23 of the largest
-// one's power of two, towards zero, and so is the sum.
+constexpr int kStepProducts = 8;  // the fewest that a card from sm_80 on adds at once
+
+// c plus the products of a step as tensor cores are seen to add: every term is cut at 2^-23 of the
+// largest one's power of two, towards zero, and so is the sum.
 float add_and_cut(const float* a, const float* b, int ld, float c) {
-  double terms[17], largest = std::fabs(c);
-  terms[16] = c;
-  for (int k = 0; k < 16; ++k) {
+  double terms[kStepProducts + 1], largest = std::fabs(c);
+  terms[kStepProducts] = c;
+  for (int k = 0; k < kStepProducts; ++k) {
     terms[k] = double(a[k]) * b[k * ld];
     largest = std::fmax(largest, std::fabs(terms[k]));
   }
@@ -148,7 +150,9 @@ void multiply(const Collective& c) {
 void accumulate(const float (*a)[16], const float* b, float* c, int n, int ld) {
   if (machine().config.arithmetic != Arithmetic::kExact) {
     for (int i = 0; i < 16; ++i)
-      for (int j = 0; j < n; ++j) c[i * ld + j] = add_and_cut(a[i], b + j, ld, c[i * ld + j]);
+      for (int j = 0; j < n; ++j)
+        for (int k = 0; k < 16; k += kStepProducts)
+          c[i * ld + j] = add_and_cut(a[i] + k, b + k * ld + j, ld, c[i * ld + j]);
     return;
   }
   for (int i = 0; i < 16; ++i)

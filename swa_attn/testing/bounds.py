@@ -12,17 +12,17 @@ from torch import Tensor
 
 from ..reference import gather_keys
 from .cases import visible_span
-from .roundings import EXP, FLOAT32, LOG, SMALLEST, Rounding, Roundings, log_error
+from .roundings import EXP, FLOAT32, LOG, NORMAL, SMALLEST, Rounding, Roundings, log_error
 
 _CELLS = 1 << 21  # (head, row, key) triples that are looked at together
-_HOPELESS = 100.0  # an error of weight and denominator together that leaves nothing of a weight
+_HOPELESS = 100.0  # an exponent, of a weight and the denominator together, at which float32 may overflow
 _EXP = log_error(EXP) + FLOAT32  # of a weight, and of every factor that rescales it, with its product
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Largest errors: out `[total_q, Hq, Dv]` and lse `[total_q, Hq]`, float64; 0 for rows that see no key, infinite for
-    rows whose scores are so large (beyond 10^8) that float32 does not tell them apart."""
+    """Largest errors: out `[total_q, Hq, Dv]` and lse `[total_q, Hq]`, float64; 0 for rows that see no key, infinite where
+    the result may leave its type's range, and for rows whose scores float32 does not tell apart (docs/numerics.md)."""
 
     out: Tensor
     lse: Tensor
@@ -111,15 +111,17 @@ class _Rows:
         scores, errors = self._scores(q.unflatten(1, (num_kv_heads, -1)), softmax_scale, softcap)
         self._largest = scores.masked_fill(~sees, float("-inf")).amax(-1, keepdim=True)
         fall = torch.where(sees, self._largest - scores, 0.0)
-        counts = sees.sum(-1)
-        self._most = int(counts.max())
-        self._rescales = self._most // 16 + 4
+        self._counts = sees.sum(-1, keepdim=True)  # [T, 1]
+        self._rescales = self._counts // 16 + 4
+        log_count = self._counts.clamp(min=1).log()
         # The differences of scores and maxima on the way of a weight add up to its fall; each is rounded.
         spread = torch.where(sees, errors, 0.0).amax(-1, keepdim=True)
         errors = errors + FLOAT32 * (fall + 2 * spread) + (self._rescales + 1) * _EXP
+        self._joining = torch.zeros_like(log_count)  # what the largest log-sum-exp of a part adds to an exponent
         if roundings.joins_by_lse:
-            size = torch.where(sees, scores.abs(), 0.0).amax(-1, keepdim=True) + counts.clamp(min=1).log()[:, None]
-            errors = errors + 3 * FLOAT32 * size + 2 * LOG + 6 * FLOAT32 + _EXP
+            size = torch.where(sees, scores.abs(), 0.0).amax(-1, keepdim=True)
+            errors = errors + FLOAT32 * (3 * size + 4 * log_count + 6) + 2 * LOG + _EXP
+            self._joining = FLOAT32 * log_count
         self._errors = torch.where(sees, errors, 0.0)
         self._logs = torch.where(sees, -fall, float("-inf"))
         self._weights = torch.exp(self._logs)
@@ -132,9 +134,9 @@ class _Rows:
         products = torch.einsum("thgd,nhd->hgtn", q, k)
         sizes = torch.einsum("thgd,nhd->hgtn", q.abs(), k.abs())
         errors = r.sum_error(q.shape[-1]) * (sizes + products.abs()) / 2 + 2 * FLOAT32 * sizes
-        factors = (
-            6 if self._keys.scaled else 4
-        ) * FLOAT32  # the scale, log2(e), their product, the score; the key's scale
+        errors = errors + 2 * q.shape[-1] * NORMAL  # products and sums that are taken for 0
+        # The scale, log2(e), their product and the score; the key's scale.
+        factors = (6 if self._keys.scaled else 4) * FLOAT32
         if softcap <= 0:
             scores = products * scale
             return scores, abs(scale) * errors + factors * scores.abs()
@@ -143,7 +145,7 @@ class _Rows:
         steepest = 1 - torch.tanh((inside.abs() - errors).clamp(min=0)) ** 2
         scores = softcap * torch.tanh(inside)
         errors = softcap * ((steepest * errors).clamp(max=2.0) + r.tanh_absolute)
-        return scores, errors + (r.tanh_relative + 3 * FLOAT32) * scores.abs()
+        return scores, errors + (r.tanh_relative + 4 * FLOAT32) * scores.abs()
 
     def _sinks(self, sinks: Tensor | None, num_kv_heads: int) -> tuple[Tensor, Tensor]:
         """Logarithm of the sink's weight in units of the largest weight [Hkv, group, T, 1], and its error."""
@@ -151,16 +153,15 @@ class _Rows:
             return torch.full_like(self._largest, float("-inf")), torch.zeros_like(self._largest)
         sink = sinks.double().view(num_kv_heads, -1, 1, 1)
         rise = sink - self._largest
-        error = FLOAT32 * (2 * sink.abs() + rise.abs()) + 2 * _EXP
+        error = FLOAT32 * (2 * sink.abs() + rise.abs()) + 2 * _EXP + self._joining
         return rise, torch.where(torch.isfinite(error), error, 0.0)
 
     def _total_error(self, sink: Tensor, sink_error: Tensor) -> Tensor:
         """Error of the sum of the weights and the sink [Hkv, group, T, 1]."""
         logs = torch.cat([self._logs, sink], -1)
         errors = torch.cat([self._errors, sink_error], -1)
-        exact, above, below = (x.logsumexp(-1, keepdim=True) for x in (logs, logs + errors, logs - errors))
-        additions = log_error((self._most + 2 * self._rescales) * FLOAT32)
-        return torch.maximum(above - exact, exact - below) + additions
+        additions = -torch.log1p(-(self._counts + 2 * self._rescales) * FLOAT32)
+        return _error_of_log_sum(logs, errors, -1) + additions
 
     def lse_error(self) -> Tensor:
         """[T, Hq]"""
@@ -168,7 +169,7 @@ class _Rows:
         log_sum = self._sum.log()
         lse = self._largest + log_sum
         error = self._total_error(*no_sink) + LOG * (1 + log_sum.abs()) + 4 * FLOAT32 * (lse.abs() + log_sum.abs())
-        error = error + self._most * SMALLEST
+        error = error + self._counts * SMALLEST
         return self._by_row(self._bounded(error))[..., 0]
 
     def out_error(self) -> Tensor:
@@ -178,20 +179,21 @@ class _Rows:
         share = self._weights / total
         rounding = log_error(r.weights.unit) + log_error(r.values.unit) + (3 if self._keys.scaled else 0) * FLOAT32
         errors = self._errors + self._total_error(self._sink, self._sink_error) + rounding + 4 * FLOAT32
-        off = torch.where(self._sees, share * torch.expm1(errors.clamp(max=_HOPELESS)), 0.0)
-        wrong = self._times(off, self._keys.v.abs())
+        off = torch.exp((self._logs + errors - total.log()).clamp(max=_HOPELESS)) - share
+        wrong = self._times(torch.where(self._sees, off, 0.0), self._keys.v.abs())
         sizes = self._times(share, self._keys.v.abs()) + wrong
         exact = self._times(share, self._keys.v).abs()
-        sums = r.sum_error(self._most) * (sizes + torch.minimum(sizes, exact + wrong)) / 2
+        sums = r.sum_error(self._counts) * (sizes + torch.minimum(sizes, exact + wrong)) / 2
         rescaled = 2 * (self._rescales + 2) * FLOAT32 * sizes
         lost = self._lost(total)
         error = wrong + sums + rescaled + lost
         error = error + r.out.unit * (exact + error) + r.out.subnormal
+        error = torch.where(exact + error > r.out.largest, float("inf"), error)
         return self._by_row(self._bounded(error))
 
     def _bounded(self, error: Tensor) -> Tensor:
         """[Hkv, group, T, D]: no bound for rows whose scores float32 does not tell apart, 0 for rows that see nothing."""
-        hopeless = self._errors.amax(-1, keepdim=True) > _HOPELESS / 2
+        hopeless = (self._logs + self._errors).amax(-1, keepdim=True) > _HOPELESS / 2
         return torch.where(self._empty[:, None], 0.0, torch.where(hopeless, float("inf"), error))
 
     def _lost(self, total: Tensor) -> Tensor:
@@ -203,6 +205,9 @@ class _Rows:
             lost = lost + r.weights.subnormal * self._times(seen / total, self._keys.stored.abs())
         if r.values.subnormal:
             lost = lost + r.values.subnormal * (self._weights / total).sum(-1, keepdim=True)
+        beyond = (self._keys.v.abs() > r.values.largest).double()
+        if beyond.any():
+            lost = torch.where(self._times(seen, beyond) > 0, float("inf"), lost)
         return lost
 
     @staticmethod
@@ -230,20 +235,29 @@ def merge_bounds(
         size = FLOAT32 * (3 * (x.abs() + base.abs()) + (x - base).abs()) + 2 * _EXP
         return torch.where(torch.isfinite(size), size, 0.0)
 
-    weights, errors = torch.exp(parts - base), error(parts)
-    sink = torch.zeros(()) if sinks is None else sinks.double().expand_as(base)
-    sink_weight = torch.exp(sink - base) if sinks is not None else torch.zeros(())
-    both = weights.sum(0)
-    total = torch.where(empty, 1.0, both + sink_weight)
-    most = torch.maximum(errors.amax(0), error(sink) if sinks is not None else torch.zeros(()))
-    shares = torch.stack((torch.zeros_like(out_a), torch.zeros_like(out_b))).double()
-    for i, out in enumerate((out_a, out_b)):
-        seen = (weights[i] > 0)[..., None]
-        shares[i] = torch.where(seen, out.double().abs() * (weights[i] / total)[..., None], 0.0)
-    wrong = (shares * torch.expm1(errors + most + 6 * FLOAT32)[..., None]).sum(0) + 4 * SMALLEST
+    sink = torch.full_like(base, float("-inf")) if sinks is None else sinks.double().expand_as(base)
+    logs, errors = torch.cat([parts - base, (sink - base)[None]]), torch.cat([error(parts), error(sink)[None]])
+    logs = torch.where(empty, float("-inf"), logs)
+    total = logs.logsumexp(0)
+    of_total, of_sum = _error_of_log_sum(logs, errors), _error_of_log_sum(logs[:2], errors[:2])
     rounding = Rounding.to(out_dtype)
-    sizes = shares.sum(0) + wrong
-    out_error = torch.where(empty[..., None], 0.0, wrong + rounding.unit * sizes + rounding.subnormal)
-    log_sum = torch.where(empty, 0.0, both).clamp(min=1).log()
-    lse_error = errors.amax(0) + LOG * (1 + log_sum) + 4 * FLOAT32 * (base.abs() + log_sum) + 3 * FLOAT32
-    return Bounds(out_error, torch.where(empty, 0.0, lse_error))
+    shares, wrong = torch.zeros_like(out_a).double(), torch.zeros_like(out_a).double()
+    for i, out in enumerate((out_a, out_b)):
+        seen = (parts[i] > float("-inf"))[..., None]
+        size = torch.where(seen, out.double().abs(), 0.0)
+        share = torch.exp(logs[i] - total)[..., None]
+        off = torch.exp(logs[i] + errors[i] + of_total + 6 * FLOAT32 - total)[..., None] - share
+        shares = shares + size * share
+        wrong = wrong + torch.where(seen, size * off, 0.0) + 4 * SMALLEST * (1 + size)
+    wrong = wrong + rounding.unit * (shares + wrong) + rounding.subnormal
+    wrong = torch.where(shares + wrong > rounding.largest, float("inf"), wrong)
+    log_sum = torch.where(empty, 0.0, logs[:2].logsumexp(0))
+    lse_error = of_sum + LOG * (1 + log_sum) + 4 * FLOAT32 * (base.abs() + log_sum) + 3 * FLOAT32
+    return Bounds(torch.where(empty[..., None], 0.0, wrong), torch.where(empty, 0.0, lse_error))
+
+
+def _error_of_log_sum(logs: Tensor, errors: Tensor, dim: int = 0) -> Tensor:
+    """How far off the logarithm of a sum may be whose terms have these logarithms, each off by its error."""
+    exact, above, below = (x.logsumexp(dim, keepdim=True) for x in (logs, logs + errors, logs - errors))
+    error = torch.maximum(above - exact, exact - below)
+    return torch.where(exact == float("-inf"), 0.0, error).squeeze(dim) if dim == 0 else error

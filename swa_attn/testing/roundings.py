@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from .. import native
 
@@ -16,6 +17,7 @@ LOG = 2.0**-22  # of log2(x): absolute up to |log2 x| = 1, relative beyond it, w
 ACCURATE_TANH = 2.0**-20  # relative error of a tanh made of float32 operations
 TANH_BY_EXP = 2.0**-19  # absolute error of 1 - 2 / (e^2x + 1) made of ex2.approx and lg2.approx
 SMALLEST = 2.0**-124  # what is smaller may become 0: subnormals, and the exponentials that the CPU kernels cut off
+NORMAL = 2.0**-126  # the smallest float32 that every unit keeps
 
 _UNIT = {torch.float32: FLOAT32, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 _SUBNORMAL = {torch.float32: 0.0, torch.bfloat16: 0.0, torch.float16: 2.0**-25}
@@ -23,14 +25,16 @@ _SUBNORMAL = {torch.float32: 0.0, torch.bfloat16: 0.0, torch.float16: 2.0**-25}
 
 @dataclass(frozen=True)
 class Rounding:
-    """To a 16-bit type, once: relative error `unit` and, below the normal range, absolute error `subnormal`."""
+    """To a type, once: relative error `unit` and, below the normal range, absolute error `subnormal`; numbers beyond
+    `largest` become infinite."""
 
     unit: float = 0.0
     subnormal: float = 0.0
+    largest: float = math.inf
 
     @staticmethod
     def to(dtype: torch.dtype) -> "Rounding":
-        return Rounding(_UNIT[dtype], _SUBNORMAL[dtype])
+        return Rounding(_UNIT[dtype], _SUBNORMAL[dtype], torch.finfo(dtype).max)
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,13 @@ class Roundings:
     tanh_relative: float = ACCURATE_TANH
     joins_by_lse: bool = False
 
-    def sum_error(self, count: int) -> float:
+    def sum_error(self, count: int | Tensor) -> float | Tensor:
         """Error of a sum of `count` products, relative to (sum of magnitudes + magnitude of the sum) / 2, in any order.
 
         Each of at most `count` additions errs by at most the unit roundoff of a partial sum, and the sum of any part of
         the terms is no larger than those of its positive or of its negative terms. A tensor core adds up to 16 products
         and the sum so far in one step: it cuts every term at 2^-23 of the largest, and then the result. Kernels give it
-        keys in blocks of 16 that begin anywhere, and a card may take 8 products a step: 20 cuts in 16 products.
+        keys in blocks of 16 that begin anywhere, and sm_80 takes 8 products a step: 20 cuts in 16 products.
         """
         error = (count // 16 + 2) * 20 * 2 * FLOAT32 if self.tensor_cores else count * FLOAT32
         return error / (1 - error)

@@ -158,7 +158,7 @@ MUTATIONS = (
     Mutation("quantize: zero pages divide by zero", COPY, "kSmallestScale = 1e-12f", "kSmallestScale = 0.f"),
     Mutation("quantize: head 0 only", COPY, "dst_scale[head] = scale;", "dst_scale[0] = scale;"),
     Mutation("quantize: no room for the maxima", COPY, "int64_t(sizeof(SharedStorage)) + page_bytes", "page_bytes"),
-    Mutation("merge: empty partials are read", MERGE, "if (weights.b != 0.f) b =", "b ="),
+    Mutation("merge: empty partials are read", MERGE, "if (weights.reads_b) b =", "b ="),
     Mutation("merge: the sink counts in lse", MERGE, "logf(a + b)", "logf(denominator)"),
     Mutation("merge: no sink", MERGE, "denominator += expf", "denominator += 0.f * expf"),
     Mutation("merge: the row's own sink", MERGE, "sink[head]", "sink[0]"),

@@ -84,8 +84,8 @@ def test_mma(emulator, dtype, arithmetic):
         out=writes(out),
     ).check()
     exact = a.double() @ b.double() + c
-    # 17 roundings of fp32 on sums of |terms|; 17 terms and the sum cut at 2^-23 of the largest term's power of two
-    bound = (a.double().abs() @ b.double().abs() + c.abs()) * (17 * 2**-24 if arithmetic == "exact" else 18 * 2**-23)
+    # 17 roundings of fp32 on sums of |terms|; twice 9 terms and the sum cut at 2^-23 of the largest term's power of two
+    bound = (a.double().abs() @ b.double().abs() + c.abs()) * (17 * 2**-24 if arithmetic == "exact" else 20 * 2**-23)
     error = (out.double() - exact[c_rows, c_columns]).abs()
     assert (error <= bound[c_rows, c_columns]).all()
     assert (error > 0).any()
@@ -132,10 +132,14 @@ def test_approximate_instructions_at_the_ends_of_their_documented_errors(emulato
     ex2, lg2, tanh = (torch.exp2(x.double()), torch.log2(x.double()), torch.tanh(x.double()))
     ulp = 2.0 ** (ex2.log2().floor() - 23)
     absolute = (x > 0.5) & (x < 2)
-    errors = (2 * ulp, torch.where(absolute, 2.0**-22, lg2.abs() * 2**-22), tanh.abs() * 2**-11)
+    errors = (
+        2 * ulp,
+        torch.where(absolute, 2.0**-22, lg2.abs() * 2**-22),
+        tanh.abs() * 2**-11,
+    )
     signs = []
     for got, exact, error in zip(out[:, :3].double().T, (ex2, lg2, tanh), errors):
-        special = (x == 0) | (x == 1) & (exact == 0) | ~torch.isfinite(exact) | ~torch.isfinite(error)
+        special = (x == 0) | ~torch.isfinite(exact) | ~torch.isfinite(error)
         torch.testing.assert_close(got[special], exact[special], rtol=0, atol=0, equal_nan=True)
         shares = ((got - exact) / error)[~special]
         assert (shares.abs() <= 1).all() and (shares.abs() >= 0.5).all()

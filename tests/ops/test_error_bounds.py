@@ -13,7 +13,7 @@ from fitting import fit
 import swa_attn
 from swa_attn import reference
 from swa_attn.testing import AttentionCase, Inputs, assert_close_to_oracle, build, oracle
-from swa_attn.testing.bounds import Bounds, attention_bounds
+from swa_attn.testing.bounds import Bounds, attention_bounds, merge_bounds
 from swa_attn.testing.compare import assert_within, ran
 from swa_attn.testing.roundings import EXP, LOG, TANH_BY_EXP, Rounding, Roundings, roundings_of
 
@@ -47,15 +47,15 @@ def test_planted_mistakes_are_found(backend, op, dtype):
     sinks = inputs.options["sinks"]
     out, lse = results()
     assert_close_to_oracle(inputs, out, lse)
-    for mistake, planted in {
-        "lse of": (out, lse + 1e-4),
-        "lse": (out, lse - 1e-4),
-        "out": results(window=case.window + 1),
-        "out of": results(window=case.window - 1),
-        "out of 2": (results(sinks=sinks + torch.log(torch.tensor(2.0)))[0], lse),
-        "out of 2of60": (results(sinks=None)[0], lse),
-    }.items():
-        with pytest.raises(AssertionError, match=f"{mistake}.* outside their bounds"):
+    for name, planted in [
+        ("lse", (out, lse + 1e-4)),
+        ("lse", (out, lse - 1e-4)),
+        ("out", results(window=case.window + 1)),
+        ("out", results(window=case.window - 1)),
+        ("out", (results(sinks=sinks + torch.log(torch.tensor(2.0)))[0], lse)),
+        ("out", (results(sinks=None)[0], lse)),
+    ]:
+        with pytest.raises(AssertionError, match=f"^{name} of .* outside their bounds"):
             assert_close_to_oracle(inputs, *planted)
 
 
@@ -199,3 +199,64 @@ def test_tanh_by_exponentials_is_within_its_error(signs):
     assert error < TANH_BY_EXP
     if len(set(signs)) == 1:  # all the same way: no wider than it must be, within a factor
         assert error > TANH_BY_EXP / 8
+
+
+def one_row(scores, values, dtype=torch.float32, **options):
+    """A query that has these scores with its keys, whose values are these, in one page."""
+    n, dim = len(scores), 64
+    q, k, v = torch.zeros(1, 2, dim), torch.zeros(1, n, 1, dim), torch.zeros(1, n, 1, dim)
+    q[..., 0], k[0, :, 0, 0], v[0, :, 0] = 1.0, torch.tensor(scores), torch.tensor(values)[:, None]
+    where = [torch.tensor(x, dtype=torch.int32) for x in ([[0]], [n], [0, 1])]
+    return (*(x.to(dtype) for x in (q, k, v)), *where), {"softmax_scale": 1.0, **options}
+
+
+def test_the_bound_of_a_row_is_its_own():
+    """Neither a longer row beside it nor a key without weight widens it."""
+    case = replace(CASE, seqs=((300, 300),), window=None, sinks=False)
+    inputs, roundings = build(case), roundings_of("cuda", torch.bfloat16)
+    together = bounds_of(inputs, roundings)
+    arguments = list(inputs.prefill_args)
+    arguments[0], arguments[4:] = inputs.q[:1], [torch.tensor([1]), torch.tensor([0, 1])]
+    alone = attention_bounds(*arguments, **inputs.options, roundings=roundings)
+    torch.testing.assert_close(together.lse[:1], alone.lse)
+    torch.testing.assert_close(together.out[:1], alone.out)
+    exact = roundings_of("reference", torch.float32)
+    few, more = ((0.0, 0.0, 0.0), (1.0, 2.0, 3.0)), ((0.0, -1e8, 0.0, 0.0), (1.0, 0.0, 2.0, 3.0))
+    bounds = []
+    for scores, values in (few, more):
+        arguments, options = one_row(scores, values)
+        bounds.append(attention_bounds(*arguments, **options, roundings=exact))
+    assert bounds[0].out.max() < 1e-5 and bounds[1].out.max() < 1e-3 and bounds[1].lse.max() < 1e-4
+
+
+def test_there_is_no_bound_where_a_type_ends():
+    half = roundings_of("cuda", torch.float16)
+    for value, bounded in ((60000.0, True), (65504.0, False)):
+        arguments, options = one_row((0.0, -1.0), (value, value), torch.float16)
+        assert attention_bounds(*arguments, **options, roundings=half).out.isfinite().all() == bounded
+    arguments, options = one_row((0.0, 1e9), (1.0, 2.0))
+    assert attention_bounds(*arguments, **options, roundings=roundings_of("cuda", torch.float32)).out.isinf().all()
+
+
+@pytest.mark.parametrize("other", [-1.0, -87.5, -1e4, -1e10, float("-inf")])
+def test_merging_with_a_partial_of_no_weight(backend, other):
+    """The bound is the other partial's, and results stay inside, also where a sink takes nearly all."""
+    parts = torch.full((2, 1, 64), 1e4), torch.full((2, 1), 1.0), torch.full((2, 1, 64), 1e4), torch.full((2, 1), other)
+    for sinks in (None, torch.tensor([90.0])):
+        got = swa_attn.merge_states(*parts, sinks=sinks)
+        exact = reference.merge_states(parts[0].double(), parts[1], parts[2].double(), parts[3], sinks)
+        bounds = merge_bounds(*parts, sinks, torch.float32)
+        assert_within(bounds, exact, got, "merge_states")
+        assert other > -80 or bounds.lse.max() < 3e-6
+
+
+def test_products_that_vanish(backend):
+    """Factors that are normal numbers and whose products are not, under the largest scale."""
+    if backend in ("emulated", "cuda"):
+        pytest.skip("these kernels have no float32")
+    arguments, options = one_row((2.0**-70, 0.8 * 2.0**-70), (1.0, 2.0), softmax_scale=2.0**127)
+    arguments = (arguments[0] * 2.0**-70, *arguments[1:])
+    got = swa_attn.prefill(*arguments, **options)
+    exact = reference.prefill(*arguments, **options, compute_dtype=torch.float64)
+    roundings = roundings_of(backend, torch.float32)
+    assert_within(attention_bounds(*arguments, **options, roundings=roundings), exact, got, "tiny products")

@@ -145,7 +145,7 @@ def test_a_layer_of_a_pool_beside_the_others(backend):
 
 def test_pages_move_within_one_pool_and_between_its_layers(backend):
     pool = torch.randn(3, 5, 4, 2, 16)
-    for src, dst in ((pool, pool), (pool[:2], pool[1:]), (pool[:, 1:], pool[:, :4])):
+    for src, dst in ((pool, pool), (pool[:1], pool[2:]), (pool[:, 1:], pool[:, :4])):
         before, expected = src.clone(), dst.clone()
         expected[:, 3] = before[:, 0]
         swa_attn.copy_pages(src, dst, torch.tensor([0]), torch.tensor([3]))
@@ -159,6 +159,17 @@ def test_copies_that_overlap_are_refused():
     with pytest.raises(ValueError, match="copy_pages: dst must be apart in memory from src"):
         moved = pool.view(-1)[16:].as_strided((2, 4, 4, 2, 16), pool.stride())  # half a slot further
         swa_attn.copy_pages(pool[:, :4], moved, *pages)
+    one = torch.zeros(64)
+    shifted = [
+        (pool[:-1], pool[1:]),  # layers that are read and written
+        (pool[:, :, :3], pool[:, :, 1:]),  # slots that are
+        [one[i:].as_strided((1, 1, 4, 1, 8), (1, 1, 8, 8, 1)) for i in (0, 8)],  # one page each: strides say nothing
+    ]
+    for src, dst in shifted:
+        with pytest.raises(ValueError, match="copy_pages: dst must be apart in memory from src, "):
+            swa_attn.copy_pages(src, dst, torch.tensor([0]), torch.tensor([0]))
+    with swa_attn.check_values(True), pytest.raises(IndexError, match="a page must not be read and written"):
+        swa_attn.copy_pages(pool[:, :4], pool[:, 1:], torch.tensor([0, 1]), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="copy_pages: dst must be apart in memory from src_pages"):
         swa_attn.copy_pages(pool.clone(), pool, pool.view(-1)[:2].view(torch.int64), pages[1])
     fp8 = torch.zeros(2, 5, 4, 2, 16, dtype=torch.float8_e4m3fn)

@@ -13,6 +13,7 @@ constexpr int kWarps = 4, kThreads = kWarps * 32;
 
 struct Weights {
   float a, b, lse;
+  bool reads_a, reads_b;  // an empty partial is not read
 };
 
 // A partial that saw no key has lse -inf here and +inf in FlashAttention.
@@ -23,7 +24,7 @@ SWA_DEVICE float lse_of(const Partial& part, int64_t row, int head) {
 }
 
 SWA_DEVICE Weights weights_of(float lse_a, float lse_b, const float* sinks, int head) {
-  if (lse_a == -INFINITY && lse_b == -INFINITY) return {0.f, 0.f, -INFINITY};
+  if (lse_a == -INFINITY && lse_b == -INFINITY) return {0.f, 0.f, -INFINITY, false, false};
   // fmaxf leaves NaN out, and with it next to -inf there would be nothing to subtract.
   const float larger = fmaxf(lse_a, lse_b), largest = larger == -INFINITY ? 0.f : larger;
   const float a = expf(lse_a - largest), b = expf(lse_b - largest);
@@ -32,7 +33,8 @@ SWA_DEVICE Weights weights_of(float lse_a, float lse_b, const float* sinks, int 
     const ptx::GlobalPointer<const float> sink = sinks;
     denominator += expf(sink[head] - largest);
   }
-  return {a / denominator, b / denominator, largest + logf(a + b)};
+  return {a / denominator, b / denominator, largest + logf(a + b), lse_a != -INFINITY,
+          lse_b != -INFINITY};
 }
 
 // One head of a row, kCount elements at once.
@@ -45,8 +47,8 @@ SWA_DEVICE void merge_row(const MergeParams& p, int64_t row, int head, const Wei
   for (int column = ptx::lane_id() * kCount; column < p.dim; column += 32 * kCount) {
     const int offset = column * kSizeOf<kDType>;
     typename Row::Bits a = {}, b = {}, merged = {};
-    if (weights.a != 0.f) a = load_unit<Row::kBytes>(row_a + offset);
-    if (weights.b != 0.f) b = load_unit<Row::kBytes>(row_b + offset);
+    if (weights.reads_a) a = load_unit<Row::kBytes>(row_a + offset);
+    if (weights.reads_b) b = load_unit<Row::kBytes>(row_b + offset);
     SWA_UNROLL
     for (int i = 0; i < kCount; ++i)
       Row::set(merged, i, Row::get(a, i) * weights.a + Row::get(b, i) * weights.b);

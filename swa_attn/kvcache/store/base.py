@@ -49,7 +49,7 @@ class StoreStats:
     foreign     its beginning is neither a segment's nor empty
     version     a segment of a later version of this store
     bounds      a segment whose numbers make no sense: larger than the file and than what this store would make, or cut
-                into smaller slots than this store uses
+                into slots that no store makes
     many        one of more files than a store opens
     unreadable  the system call failed
     """

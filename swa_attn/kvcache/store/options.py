@@ -48,11 +48,6 @@ class SlabOptions:
             raise ValueError(f"capacity_bytes: {message}")
 
     @property
-    def smallest_payload(self) -> int:
-        """Of the slots that this process makes."""
-        return _MIN_PAYLOAD if self.size_classes is None else round_up(min(self.size_classes))
-
-    @property
     def largest_segment(self) -> int:
         """Bytes of the largest file that this process would take over."""
         return max(self.segment_bytes, self.capacity_bytes)

@@ -53,8 +53,10 @@ class RemoteOptions:
         check_secret("mac_key", self.mac_key)
         for limit in fields(self):
             value = getattr(self, limit.name)
-            if limit.name != "mac_key" and not 0 < value <= threading.TIMEOUT_MAX:
-                raise ValueError(f"{limit.name}: expected a positive, finite number, got {value}")
+            if limit.type is int and (type(value) is not int or value < 1):
+                raise ValueError(f"{limit.name}: expected an integer of at least 1, got {value!r}")
+            if limit.type is float and not (isinstance(value, int | float) and 0 < value <= threading.TIMEOUT_MAX):
+                raise ValueError(f"{limit.name}: expected a positive, finite number, got {value!r}")
 
 
 class RemoteStore(Store):
@@ -129,8 +131,6 @@ class RemoteStore(Store):
         views = as_bytes(buffers)
         nbytes = sum(view.nbytes for view in views)
         future = running()
-        with self._lock:
-            self._leaving.discard(self._name(key))
         self._accept(
             Request(lambda reason: self._end_put(future, reason)),
             self._writing,
@@ -258,6 +258,8 @@ class RemoteStore(Store):
 
     def _put(self, key: bytes, views: list[Bytes], permit: Permit) -> str | None:
         name = self._name(key)
+        with self._lock:
+            self._leaving.discard(name)  # not before: a put that is refused takes no deletion back
         with self._writing.attempt(permit):
             until = self._until()
             if self._touch(name, until):

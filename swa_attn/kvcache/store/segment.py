@@ -53,7 +53,7 @@ class Format:
         a superblock: these bounds keep what opening costs within what the store's own segments would."""
         return (
             self.nbytes <= min(max(size, options.segment_bytes), options.largest_segment)
-            and self.slot_payload >= options.smallest_payload
+            and self.slot_payload >= ALIGNMENT
             and self.slot_payload % ALIGNMENT == self.nbytes % ALIGNMENT == 0
             and self.num_slots >= 1
         )

@@ -144,7 +144,6 @@ SENSELESS = [
     {"slot_payload": 1},
     {"slot_payload": SLOT - 1},
     {"slot_payload": SLOT + 1},
-    {"slot_payload": 4096},  # smaller than this store's
     {"slot_payload": SEGMENT},
     {"slot_payload": 2**64 - 1},
     {"slot_payload": 2**64 - ALIGNMENT},
@@ -581,3 +580,12 @@ def test_the_names_of_values_say_the_version():
     with Shared(values, None) as store:
         assert put(store, 0)
     assert [name.split("-")[0] for name in values] == [f"swa{record_module.VERSION}"]
+
+
+@pytest.mark.parametrize("before, after", [(8192, 65536), (65536, 8192)])
+def test_a_store_with_other_size_classes_uses_the_same_files(tmp_path, before, after):
+    for size in (before, after):
+        settings = SlabOptions(2 << 20, segment_bytes=1 << 20, size_classes=(size,), workers=2, direct=False)
+        with SlabStore(tmp_path, settings, namespace=b"n") as store:
+            assert all(store.put(bytes([i]) * 16, [b"x" * size]).result(10) for i in range(5))
+            assert store.stats().left_alone == {}
