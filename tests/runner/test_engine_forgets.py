@@ -111,7 +111,7 @@ def test_records_that_a_cleared_cache_did_not_know_of_are_not_found_either(store
         assert store.stats().records > 0, "written by another engine, which this one has not asked for"
         assert run(second, text(0)) == (cold(text(0)), 0)
         second.set_fingerprint("other")
-        second.set_fingerprint("")
+        second.set_fingerprint("weights")
         assert run(second, text(1)) == (cold(text(1)), 0), "names that were cleared stay so when they come back"
     with make_engine(store) as third:
         assert run(third, text(0))[1] == 40, "others were not told to forget"
@@ -163,7 +163,7 @@ def test_what_an_update_must_not_be_is_refused(store):
     with make_engine(store, fingerprint="r1") as engine:
         expected = [(ValueError, "cannot be named by its weights: it has no config", {}),
                     (ValueError, "fingerprint must be a new one, got the old one, 'r1'", {"fingerprint": "r1"}),
-                    (TypeError, "fingerprint must be a string, got 2", {"fingerprint": 2})]  # fmt: skip
+                    (TypeError, "fingerprint must be a str, got int", {"fingerprint": 2})]  # fmt: skip
         for kind, message, arguments in expected:
             with pytest.raises(kind, match=message):
                 engine.update_weights(**arguments)
