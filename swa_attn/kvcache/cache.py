@@ -12,7 +12,8 @@ from .hashing import layout_digest
 from .planner import Planner
 from .pool import PagePool
 from .prefix_cache import WritePolicy
-from .sequence_cache import SequenceCache
+from .secret_keys import check_secret
+from .sequence_cache import SequenceCache, check_fingerprint
 from .shelf import Shelf
 from .snapshot_policy import SnapshotPolicy
 from .spec import GroupSpec
@@ -116,7 +117,8 @@ class KVCache(SequenceCache):
         hash_key: bytes | None = None,
     ) -> None:
         check_groups(groups, num_pages)
-        check_fingerprint(fingerprint, lower)
+        check_fingerprint("KVCache", fingerprint, above_store=lower is not None and lower.store is not None)
+        check_secret("hash_key", hash_key)
         if page_size < 1:
             raise ValueError(f"KVCache: page_size must be at least 1, got {page_size}")
         planner = planner or Planner(rebuild=False)
@@ -139,22 +141,26 @@ class KVCache(SequenceCache):
             else:
                 mover = ThreadMover(*memory, *watch)
         usable = lower is not None and lower.dtype in (None, dtype)
-        super().__init__(
-            groups,
-            page_size,
-            shelves,
-            mover,
-            dtype,
-            fingerprint,
-            enable_prefix_cache=enable_prefix_cache,
-            policy=policy,
-            planner=planner,
-            write_policy=WritePolicy.THROUGH if lower is None else lower.write_policy,
-            host_pages_usable=usable,
-            lower_dtype=None if lower is None else lower.dtype,
-            hash_key=hash_key,
-        )
-        self.layers = LayerCaches({n: self._layer(n, usable) for g in groups for n in g.layers}, self.mover)
+        try:
+            super().__init__(
+                groups,
+                page_size,
+                shelves,
+                mover,
+                dtype,
+                fingerprint,
+                enable_prefix_cache=enable_prefix_cache,
+                policy=policy,
+                planner=planner,
+                write_policy=WritePolicy.THROUGH if lower is None else lower.write_policy,
+                host_pages_usable=usable,
+                lower_dtype=None if lower is None else lower.dtype,
+                hash_key=hash_key,
+            )
+            self.layers = LayerCaches({n: self._layer(n, usable) for g in groups for n in g.layers}, self.mover)
+        except BaseException:
+            mover.close()  # nobody else has its thread
+            raise
 
     def __enter__(self) -> "KVCache":
         return self
@@ -222,16 +228,6 @@ class KVCache(SequenceCache):
             planner=planner,
             write_policy=write_policy,
             lower_dtype=lower_dtype,
-        )
-
-
-def check_fingerprint(fingerprint: str, lower: LowerTiers | None) -> None:
-    """Raises TypeError unless it is a str, and ValueError if it is empty above a store."""
-    if not isinstance(fingerprint, str):
-        raise TypeError(f"KVCache: fingerprint must be a str, got {type(fingerprint).__name__}")
-    if not fingerprint and lower is not None and lower.store is not None:
-        raise ValueError(
-            "KVCache: fingerprint must name the model above a store, or the KV of other weights would be served; got ''"
         )
 
 

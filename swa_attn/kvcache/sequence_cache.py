@@ -271,8 +271,10 @@ class SequenceCache(Resuming):
     def set_fingerprint(self, fingerprint: str) -> None:
         """Contents are of another origin from now on: device and host are emptied, and records have other names.
 
-        What the store holds under the old fingerprint stays there, for those who still use it. Raises and waits as `clear`.
+        What the store holds under the old fingerprint stays there, for those who still use it. Raises and waits as `clear`,
+        and raises TypeError and ValueError for what the constructor would not take.
         """
+        check_fingerprint("KVCache.set_fingerprint", fingerprint, above_store=self.has_store)
         self._check_no_sequences("set_fingerprint")
         self.reset()
         self.fingerprint = fingerprint
@@ -312,6 +314,11 @@ class SequenceCache(Resuming):
         self.prefixes.bound_keys()
 
     @property
+    def has_store(self) -> bool:
+        """Whether there is a tier that outlives this cache."""
+        return len(self.shelves) > Tier.DISK
+
+    @property
     def is_torn(self) -> bool:
         """An exception has cut a change short: until `reset`, further ones raise Torn."""
         return self._whole.torn
@@ -324,3 +331,13 @@ class SequenceCache(Resuming):
     def close(self) -> None:
         """Ends transfers; the cache is not used after that. May be called twice."""
         self.mover.close()
+
+
+def check_fingerprint(where: str, fingerprint: str, *, above_store: bool) -> None:
+    """Raises TypeError unless it is a str, and ValueError if it is empty above a store; `where` begins the message."""
+    if not isinstance(fingerprint, str):
+        raise TypeError(f"{where}: fingerprint must be a str, got {type(fingerprint).__name__}")
+    if not fingerprint and above_store:
+        raise ValueError(
+            f"{where}: fingerprint must name the model above a store, or the KV of other weights would be served; got ''"
+        )

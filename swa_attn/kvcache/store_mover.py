@@ -38,7 +38,7 @@ class StoreMover(Mover):
         self._device, self._host, self._store = tuple(device), tuple(host), store
         self._timeout = timeout
         self._observe = observe or (lambda *_: None)
-        self._in_store: set[Future[bool]] = set()
+        self._in_store: set[Future[None]] = set()  # one of each transfer; done when nothing of it runs any more
         self._start()
 
     def _start(self) -> None:
@@ -58,7 +58,7 @@ class StoreMover(Mover):
         self.close()
         late = wait(set(self._in_store), RESET_SECONDS).not_done
         if late:
-            raise RuntimeError(f"{len(late)} reads or writes of the store did not end within {RESET_SECONDS} seconds")
+            raise RuntimeError(f"{len(late)} transfers with the store did not end within {RESET_SECONDS} seconds")
         self._start()
 
     def discard(self, tier: Tier, group: int, keys: Sequence[Hashable]) -> None:
@@ -97,19 +97,22 @@ class StoreMover(Mover):
     def _when_all(self, transfer: Transfer, futures: Sequence["Future[bool]"], also: Callable[[], None] | None = None):
         left = [len(futures)]
         lock = threading.Lock()
+        over: Future[None] = Future()
 
-        def one(future: "Future[bool]") -> None:
-            self._in_store.discard(future)
+        def one(_: "Future[bool]") -> None:
             with lock:
                 left[0] -= 1
                 if left[0]:
                     return
-            if also is not None:
-                also()
-            count = next((i for i, f in enumerate(futures) if not f.result()), len(futures))
-            self._end(transfer, count)
+            try:
+                if also is not None:
+                    also()
+                self._end(transfer, next((i for i, f in enumerate(futures) if not f.result()), len(futures)))
+            finally:
+                self._in_store.discard(over)
+                over.set_result(None)  # last: `reset` starts anew when this is done, before the store's futures may be
 
-        self._in_store.update(futures)
+        self._in_store.add(over)
         for future in futures:
             future.add_done_callback(one)
 

@@ -93,7 +93,8 @@ class ThreadMover(StoreMover):
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join()
+        if self._thread.is_alive():  # not if it could not be started
+            self._thread.join()
 
     def _run(self) -> None:
         try:

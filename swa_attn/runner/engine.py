@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
+from typing import NamedTuple
 
 import torch
 
@@ -16,9 +17,9 @@ from ..kvcache import (
     LowerTiers,
     Planner,
     SnapshotPolicy,
-    Tier,
     pages_for_budget,
 )
+from ..kvcache.sequence_cache import check_fingerprint
 from .batch import Model, rebuild_windows, run_chunks
 from .fingerprint import default_fingerprint, model_fingerprint
 from .interrupts import InterruptHold
@@ -31,6 +32,14 @@ from .turns import Turns
 from .validation import as_int, as_text, as_token_set, count_tokens, require_callable, shown, token_ids
 
 CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class _Weights(NamedTuple):
+    """Another model, or the same one with other weights."""
+
+    model: Model
+    fingerprint: str | None
+    limits: Limits
 
 
 class Engine:
@@ -114,13 +123,18 @@ class Engine:
             lower=lower,
             hash_key=hash_key,
         )
-        self.scheduler = Scheduler(self.cache, max_tokens_per_step, max_num_seqs, self._rebuild_windows)
+        try:
+            self.scheduler = Scheduler(self.cache, max_tokens_per_step, max_num_seqs, self._rebuild_windows)
+        except BaseException:
+            self.cache.close()
+            raise
         self._ids = itertools.count()
         self._requests: dict[int, Request] = {}  # unfinished
         self._finished: dict[int, Completion] = {}
         self._dropped: deque[int] = deque()  # ids that nobody will ask for any more
-        self._turns = Turns("Engine", self._begin_turn, self._end_dropped)
+        self._turns = Turns("Engine", self._begin_turn, self._end_dropped, self._has_dropped)
         self._changes = Intact("Engine", "close it")
+        self._next_weights: _Weights | None = None  # that a change which was cut short was to bring
         self._closed = False
 
     def add_request(self, prompt: Sequence[int], params: SamplingParams | None = None, *, salt: str = "") -> int:
@@ -138,7 +152,7 @@ class Engine:
             with self._turns("add_request"):
                 self._queue([self._checked(request_id, "prompt", prompt, params, salt)])
         except BaseException:
-            self.drop(request_id)
+            self._drop(request_id)
             raise
         return request_id
 
@@ -160,8 +174,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether there are unfinished requests."""
-        if self._dropped:
-            self.drop()
+        self._turns.end_if_due("has_work")
         return bool(self._requests)
 
     @torch.inference_mode()
@@ -204,7 +217,7 @@ class Engine:
                 self._run(requests, stream, hold)
                 return [request.completion() for request in requests]
             finally:
-                self.drop(*ids)
+                self._drop(*ids)
 
     def stream(self, prompt: Sequence[int], params: SamplingParams | None = None, *, salt: str = "") -> TokenStream:
         """The tokens of one completion as they come; see `TokenStream`. Raises as `add_request`, at once."""
@@ -214,17 +227,8 @@ class Engine:
                 (request,) = self._add_all([request_id], [prompt], [params], salt)
                 return TokenStream(self, request)
             except BaseException:
-                self.drop(request_id)
+                self._drop(request_id)
                 raise
-
-    def drop(self, *request_ids: int) -> None:
-        """Nobody will ask for these: unfinished ones end, and their results are forgotten.
-
-        Neither waits nor raises for an id that means nothing, so that finalisers may call it. In the middle of another call
-        the requests end with that call.
-        """
-        self._dropped.extend(request_ids)
-        self._turns.run_if_free("drop", self._end_dropped)
 
     def stats(self) -> CacheStats:
         with self._turns("stats"):
@@ -242,6 +246,7 @@ class Engine:
 
     def set_fingerprint(self, fingerprint: str) -> None:
         """Something else decides the contents of K and V from now on; see `update_weights`."""
+        check_fingerprint("Engine.set_fingerprint", fingerprint, above_store=self.cache.has_store)
         self.update_weights(fingerprint=fingerprint)
 
     def update_weights(self, model: Model | None = None, *, fingerprint: str | None = None) -> None:
@@ -251,33 +256,37 @@ class Engine:
         them if there is a store (`model_fingerprint`); without a store the cache takes names that no other engine finds.
         In a store the pages of the old weights stay under the old fingerprint, for those who still use it.
 
+        An exception in the middle of the change comes out, and the next call of the engine finishes the change first. One
+        of those below leaves everything as it was. docs/engine.md says what that means for a model changed in place.
+
         Raises:
             RuntimeError: requests are unfinished: they would go on with other weights than they began with.
-            ValueError: the fingerprint is the old one, or a model with a store needs one by hand.
+            ValueError: the fingerprint is the old one or empty above a store, or a model with a store needs one by hand.
             TypeError: an argument has another type.
         """
-        if fingerprint is None and len(self.cache.shelves) > Tier.DISK:
-            fingerprint = model_fingerprint(self.model if model is None else model)
-        if (
-            fingerprint is not None
-            and as_text("Engine.update_weights: fingerprint", fingerprint) == self.cache.fingerprint
-        ):
-            raise ValueError(f"Engine.update_weights: fingerprint must be a new one, got the old one, {fingerprint!r}")
         if model is not None and self.cache.planner.rebuild and not hasattr(model, "rebuild_windows"):
             raise TypeError("Engine.update_weights: model must have rebuild_windows, which the planner counts on")
-        limits = Limits.of(self.model if model is None else model, *self._overrides)
+        with self._turns("update_weights"):
+            self._check_open("update_weights")  # and an earlier change is finished
+        model = self.model if model is None else model
+        if fingerprint is None and self.cache.has_store:
+            fingerprint = model_fingerprint(model)
+        if fingerprint is not None:
+            check_fingerprint("Engine.update_weights", fingerprint, above_store=self.cache.has_store)
+        weights = _Weights(model, fingerprint, Limits.of(model, *self._overrides))
         with self._turns("update_weights"):
             self._check_open("update_weights")
+            if fingerprint == self.cache.fingerprint:
+                raise ValueError(
+                    f"Engine.update_weights: fingerprint must be a new one, got the old one, {fingerprint!r}"
+                )
             if self._requests:
                 raise RuntimeError(
                     f"Engine.update_weights: {len(self._requests)} requests are unfinished; end them first"
                 )
             with self._changes:
-                if fingerprint is None:
-                    self.cache.clear()
-                else:
-                    self.cache.set_fingerprint(fingerprint)
-                self.model, self._limits = self.model if model is None else model, limits
+                self._next_weights = weights
+                self._change_weights()
 
     def close(self) -> None:
         """End all requests and the transfers of the cache. May be called twice; afterwards nothing runs any more."""
@@ -308,8 +317,21 @@ class Engine:
             if call == "close" or self._closed:
                 return
             self.cache.reset()
+            self._change_weights()
             self._changes.mend()
         self._end_dropped()
+
+    def _change_weights(self) -> None:
+        """Bring what `_next_weights` says, if anything. May be cut short and called again: it forgets the order last."""
+        if self._next_weights is None:
+            return
+        model, fingerprint, limits = self._next_weights
+        if fingerprint is None:
+            self.cache.clear()
+        else:
+            self.cache.set_fingerprint(fingerprint)
+        self.model, self._limits = model, limits
+        self._next_weights = None
 
     def _end_all(self, cause: str) -> None:
         """All requests end, without a look at what is known of their pages."""
@@ -319,8 +341,20 @@ class Engine:
             request.finish(FinishReason.ERROR, error)
             self._ended(request)
 
+    def _drop(self, *request_ids: int) -> None:
+        """Nobody will ask for these: unfinished ones end, and their results are forgotten.
+
+        Neither waits nor raises, so that finalisers may call it. In the middle of another call the requests end with that
+        call.
+        """
+        self._dropped.extend(request_ids)
+        self._turns.end_if_due("drop")
+
+    def _has_dropped(self) -> bool:
+        return bool(self._dropped) and not self._is_torn
+
     def _end_dropped(self) -> None:
-        while self._dropped and not self._is_torn:
+        while self._has_dropped():
             request = self._requests.get(self._dropped[0])
             if request is not None:
                 with self._changes:
@@ -415,12 +449,6 @@ class Engine:
         """Why the request ends with this token, or the error that it ends with instead; None: it goes on."""
         if token is None:
             return f"the logits after {request.num_tokens} tokens hold NaN or no finite largest value"
-        try:
-            return self._why_finished(request, token)
-        except Exception as error:
-            return f"whether it ends could not be told: {_one_line(error)}"
-
-    def _why_finished(self, request: Request, token: int) -> FinishReason | None:
         if token in self.eos_token_ids or token in request.params.stop_token_ids:
             return FinishReason.STOP
         return FinishReason.LENGTH if len(request.output) + 1 == request.params.max_tokens else None

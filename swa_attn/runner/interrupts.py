@@ -20,8 +20,8 @@ class InterruptHold:
 
     The second one passes at once, for a block that never ends. Handlers that Python did not install, and the default of
     other programs (ignore, die), stay as they are; so does everything in other threads, which get no signals. Blocks nest:
-    the outermost one holds. Should an exception cut `__exit__` itself short, the handler that stays behind sees that the
-    call it was holding for is over, and passes every signal on.
+    the outermost one holds, and where that is `lifted`, the outermost one within. Should an exception cut `__exit__`
+    itself short, the handler that stays behind sees that the call it was holding for is over, and passes every signal on.
     """
 
     def __init__(self) -> None:
@@ -29,6 +29,7 @@ class InterruptHold:
         self._call: FrameType | None = None
         self._held: int | None = None
         self._lifted = False
+        self._outer: InterruptHold | None = None  # that holds instead of this one
 
     def begin(self, call: FrameType) -> None:
         """Hold from now on, until `end`, for the running function `call`."""
@@ -37,7 +38,9 @@ class InterruptHold:
         current = signal.getsignal(signal.SIGINT)
         while isinstance(current, InterruptHold) and not current.holds_for(call):
             current = current._previous  # left behind
-        if callable(current) and not isinstance(current, InterruptHold):
+        if isinstance(current, InterruptHold) and not current._lifted:
+            self._outer = current
+        elif callable(current):
             self._previous, self._call = current, call
             signal.signal(signal.SIGINT, self)
 
@@ -47,7 +50,7 @@ class InterruptHold:
             current = signal.signal(signal.SIGINT, self._previous)
             if current is not self:  # the program has installed another one meanwhile
                 signal.signal(signal.SIGINT, current)
-        self._call = None
+        self._call = self._outer = None
         self.deliver()
 
     def deliver(self) -> None:
@@ -55,6 +58,10 @@ class InterruptHold:
         if self._held is not None:
             number, self._held = self._held, None
             self._previous(number, sys._getframe())
+
+    def deliver_outermost(self) -> None:
+        """As `deliver`, also where an outer block holds for this one. For waits, in which no block changes anything."""
+        (self._outer or self).deliver()
 
     @contextmanager
     def lifted(self) -> Iterator[None]:

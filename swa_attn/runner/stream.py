@@ -21,7 +21,7 @@ class TokenStream(Iterator[int]):
     def __init__(self, engine: "Engine", request: Request) -> None:
         self._engine, self._request = engine, request
         self._num_given = 0
-        self._dropped = weakref.finalize(self, engine.drop, request.request_id)
+        self._dropped = weakref.finalize(self, engine._drop, request.request_id)
         self._dropped.atexit = False
 
     @property

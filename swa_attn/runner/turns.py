@@ -32,11 +32,14 @@ class Turns:
         owner: named by errors.
         begin: called with the name of every call that gets its turn, before its body; may raise to refuse.
         end: called at the end of every turn.
+        is_due: whether `end` has something to do. What makes it true calls `end_if_due` afterwards.
     """
 
-    def __init__(self, owner: str, begin: Callable[[str], None], end: Callable[[], None]) -> None:
+    def __init__(
+        self, owner: str, begin: Callable[[str], None], end: Callable[[], None], is_due: Callable[[], bool]
+    ) -> None:
         self.owner = owner
-        self.begin, self.end = begin, end
+        self.begin, self.end, self.is_due = begin, end, is_due
         self._lock = threading.RLock()
         self._inside: Inside | None = None
 
@@ -46,9 +49,9 @@ class Turns:
     def take(self, name: str, call: FrameType, hold: InterruptHold) -> None:
         """Wait for the turn. Raises RuntimeError for a call from within the one that has it, which would wait for ever."""
         while not self._lock.acquire(timeout=LOOK_SECONDS):
-            hold.deliver()
+            hold.deliver_outermost()
             inside = self._inside
-            if inside is not None and inside.is_over:
+            if inside is not None and inside.is_over and self._inside is inside:  # it did not just end as it should
                 raise RuntimeError(
                     f"{self.owner}.{name}: {self.owner}.{inside.name} of another thread was cut short by an exception "
                     "and kept its turn: call from that thread, or make a new engine"
@@ -56,19 +59,29 @@ class Turns:
         self._refuse_if_within(name)
         self._inside = Inside(name, call, threading.get_ident())
 
-    def run_if_free(self, name: str, call: Callable[[], None]) -> None:
-        """Call `call` in a turn, or not at all if that would wait. For finalisers, which run in the middle of anything."""
+    def end_if_due(self, name: str) -> None:
+        """Call `end` in a turn of its own while it is due, but do not wait. For finalisers, which run in the middle of
+        anything.
+
+        Nothing that is due is lost: who has the turn looks here after giving it back.
+        """
+        while self.is_due() and self._try_end(name):
+            pass
+
+    def _try_end(self, name: str) -> bool:
+        """False: somebody has the turn."""
         with InterruptHold():
             if not self._lock.acquire(blocking=False):
-                return
+                return False
             if self._inside is not None:
                 self._lock.release()
-                return
+                return False
             self._inside = Inside(name, sys._getframe(), threading.get_ident())
             try:
-                call()
+                self.end()
             finally:
                 self.give_back()
+            return True
 
     def give_back(self) -> None:
         self._inside = None
@@ -119,4 +132,5 @@ class Turn:
             self._turns.end()
         finally:
             self._turns.give_back()
+            self._turns.end_if_due(self._name)
             self._hold.end()

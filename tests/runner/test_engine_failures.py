@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from swa_attn.kvcache import KVCache, LowerTiers, Planner, SnapshotPolicy
 from swa_attn.kvcache.store import SlabOptions, SlabStore
 from swa_attn.runner import Engine, FinishReason, SamplingParams
-from swa_attn.runner.request import Request
 
 HYBRID = (None, 5, 5, None, 5)
 PARAMS = SamplingParams(max_tokens=5)
@@ -128,31 +127,12 @@ def test_a_preempted_request_s_first_life_is_forgotten_too():
     while request.pages is None:
         engine.step()
     assert request.pages.hit_tokens > 0 == request.first_own
-    engine._why_finished = lambda own, token: 1 / 0 if own is request else Engine._why_finished(engine, own, token)
+    engine._verdict = lambda own, token: "no" if own is request else Engine._verdict(engine, own, token)
     while engine.has_work:
         engine.step()
     assert engine.take(new).finish_reason is FinishReason.ERROR
     assert engine.cache.match(engine.cache.key(tokens)).num_pages == 0
     assert engine.take(old).tokens == cold(text(1, 20), SamplingParams(max_tokens=40))
-
-
-def test_a_stop_check_that_raises_ends_its_request(monkeypatch):
-    check = Engine._why_finished
-
-    def raising(engine, request: Request, token: int):
-        if request.request_id == 1:
-            raise LookupError("no such\nstop rule")
-        return check(engine, request, token)
-
-    monkeypatch.setattr(Engine, "_why_finished", raising)
-    prompts = [text(i, 20) for i in range(3)]
-    engine = make_engine()
-    first, second, third = engine.generate(prompts, PARAMS)
-    assert second.error == "request 1: whether it ends could not be told: LookupError: no such stop rule"
-    assert second.tokens == [] and engine.cache.match(engine.cache.key([*prompts[1], 1])).num_pages == 0
-    monkeypatch.undo()
-    assert [first.tokens, third.tokens] == [cold(prompts[0]), cold(prompts[2])]
-    assert_idle(engine)
 
 
 def test_windows_that_cannot_be_rebuilt_end_the_request_that_needs_them():

@@ -111,7 +111,7 @@ def test_records_that_a_cleared_cache_did_not_know_of_are_not_found_either(store
         assert store.stats().records > 0, "written by another engine, which this one has not asked for"
         assert run(second, text(0)) == (cold(text(0)), 0)
         second.set_fingerprint("other")
-        second.set_fingerprint("")
+        second.set_fingerprint("weights")
         assert run(second, text(1)) == (cold(text(1)), 0), "names that were cleared stay so when they come back"
     with make_engine(store) as third:
         assert run(third, text(0))[1] == 40, "others were not told to forget"
@@ -163,7 +163,7 @@ def test_what_an_update_must_not_be_is_refused(store):
     with make_engine(store, fingerprint="r1") as engine:
         expected = [(ValueError, "cannot be named by its weights: it has no config", {}),
                     (ValueError, "fingerprint must be a new one, got the old one, 'r1'", {"fingerprint": "r1"}),
-                    (TypeError, "fingerprint must be a string, got 2", {"fingerprint": 2})]  # fmt: skip
+                    (TypeError, "fingerprint must be a str, got int", {"fingerprint": 2})]  # fmt: skip
         for kind, message, arguments in expected:
             with pytest.raises(kind, match=message):
                 engine.update_weights(**arguments)
@@ -185,3 +185,59 @@ def test_a_planner_that_rebuilds_needs_a_model_that_can():
         pytest.raises(TypeError, match="model must have rebuild_windows"),
     ):
         engine.update_weights(with_weight(3), fingerprint="r2")
+
+
+class Cut(Exception):
+    """Comes from nowhere."""
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_new_weights_that_are_cut_short_are_there_with_the_next_call(named, place, monkeypatch):
+    """Never one model's KV under the other's name: whatever was done, the rest is done before anything is computed."""
+    prompt, method = text(0), "set_fingerprint" if named else "clear"
+    with make_engine(fingerprint="r1") as engine:
+        run(engine, prompt)
+        whole = getattr(engine.cache, method)
+
+        def cut(*arguments) -> None:
+            if place == "after":
+                whole(*arguments)
+            raise Cut
+
+        monkeypatch.setattr(engine.cache, method, cut)
+        for _ in range(2):  # nor when the mending is cut short
+            with pytest.raises(Cut):
+                engine.update_weights(with_weight(31), fingerprint="r2" if named else None)
+        monkeypatch.undo()
+        assert run(engine, prompt) == (cold(prompt, 31), 0) and run(engine, prompt) == (cold(prompt, 31), 40)
+        assert engine.model.weight == 31 and engine.cache.fingerprint == ("r2" if named else "r1")
+        engine.update_weights(with_weight(7919), fingerprint="r3")
+        assert run(engine, prompt) == (cold(prompt), 0)
+
+
+def test_new_weights_wait_for_a_transfer_that_does_not_end(monkeypatch):
+    with make_engine(fingerprint="r1") as engine:
+        run(engine, text(0))
+
+        def stuck() -> None:
+            raise RuntimeError("1 transfers with the store did not end within 30.0 seconds")
+
+        engine.model.weight = 31  # in place
+        monkeypatch.setattr(engine.cache.mover, "reset", stuck)
+        for call in (lambda: engine.update_weights(fingerprint="r2"), lambda: engine.generate([text(0)], PARAMS)):
+            with pytest.raises(RuntimeError, match="did not end within"):
+                call()
+        monkeypatch.undo()
+        assert run(engine, text(0)) == (cold(text(0), 31), 0) and engine.cache.fingerprint == "r2"
+
+
+def test_a_fingerprint_that_is_none_changes_nothing(store):
+    with make_engine(store, fingerprint="r1") as engine:
+        run(engine, text(0))
+        for wrong, kind in ((None, TypeError), (7, TypeError), ("", ValueError)):
+            with pytest.raises(kind, match=r"^Engine\.set_fingerprint: fingerprint must "):
+                engine.set_fingerprint(wrong)
+        with pytest.raises(ValueError, match=r"^Engine\.update_weights: fingerprint must name the model"):
+            engine.update_weights(fingerprint="")
+        assert engine.cache.fingerprint == "r1" and run(engine, text(0))[1] == 40
