@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .generation_config import GenerationConfig
-from .validation import as_float, as_int, as_token_set, require
+from .validation import LARGEST_INT64, as_float, as_int, as_token_set, require
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class SamplingParams:
     Numbers may be Python's or NumPy's, and are kept as Python's; bool is not a number.
 
     Args:
-        max_tokens: most tokens to generate, at least 1.
+        max_tokens: most tokens to generate, from 1 to 2**63 - 1.
         temperature: divides the logits; 0 is greedy, and then nothing below matters. However small it is, the likeliest
             tokens can be drawn.
-        top_k: keep the k likeliest tokens; None keeps all.
+        top_k: keep the k likeliest tokens, 1 to 2**63 - 1; None keeps all.
         top_p: of those, keep the likeliest ones until their probability reaches top_p; 0 < top_p <= 1.
         min_p: drop tokens less likely than min_p times the likeliest; 0 <= min_p <= 1.
         seed: from -2**63 to 2**64 - 1; makes the request reproducible: its n-th token then depends on the logits, these
@@ -57,8 +57,10 @@ class SamplingParams:
         for name, value in plain.items():
             object.__setattr__(self, name, value)
         self._require(self.max_tokens >= 1, "max_tokens", "at least 1")
+        self._require(self.max_tokens <= LARGEST_INT64, "max_tokens", "at most 2**63 - 1")
         self._require(0 <= self.temperature < math.inf, "temperature", "0 (greedy) or positive and finite")
         self._require(self.top_k is None or self.top_k >= 1, "top_k", "at least 1 or None")
+        self._require(self.top_k is None or self.top_k <= LARGEST_INT64, "top_k", "at most 2**63 - 1")
         self._require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
         self._require(0 <= self.min_p <= 1, "min_p", "between 0 and 1")
         self._require(self.seed is None or -(1 << 63) <= self.seed < 1 << 64, "seed", "from -2**63 to 2**64 - 1")

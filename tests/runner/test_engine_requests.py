@@ -121,7 +121,7 @@ def test_generate_names_what_is_no_list_of_prompts():
         engine.generate([1, 2])
     with pytest.raises(TypeError, match=r"stream must be callable or None, got 5 \(int\)"):
         engine.generate([PROMPT], stream=5)
-    with pytest.raises(TypeError, match="params must be SamplingParams or None, got 'x'"):
+    with pytest.raises(TypeError, match=r"params\[1\] must be SamplingParams or None, got 'x'"):
         engine.generate([PROMPT, PROMPT], [PARAMS, "x"])
     assert engine.generate([]) == [] and engine.model.num_forwards == 0 and not engine.has_work
 
