@@ -12,6 +12,8 @@ from torch import Tensor
 from .generation_config import GenerationConfig
 from .validation import LARGEST_INT64, as_float, as_int, as_token_set, require
 
+_BLOCK = 512  # about the root of the largest vocabularies
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -126,11 +128,31 @@ def choose(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int
 
 
 def _likeliest(logits: Tensor) -> Tensor:
-    """int64 `[R]`: the smallest token id with the largest logit; vocab_size marks a row with NaN or nothing finite."""
+    """int64 `[R]`: the smallest token id with the largest logit; vocab_size marks a row with NaN or nothing finite.
+
+    `argmax` promises none of several largest ones. So the first block with the largest logit is found by the maxima of
+    blocks, and the id in that block alone: nothing of the size of the logits is made on the way.
+    """
     vocab_size = logits.shape[1]
-    best = logits.amax(dim=1, keepdim=True)
-    ids = torch.arange(vocab_size, device=logits.device)
-    return torch.where((logits == best) & torch.isfinite(best), ids, vocab_size).amin(dim=1)
+    maxima = _block_maxima(logits)
+    best = maxima.amax(dim=1, keepdim=True)  # NaN if there is one
+    block = _first(maxima == best).clamp(max=maxima.shape[1] - 1)
+    inside = torch.arange(_BLOCK, device=logits.device)
+    ids = (block[:, None] * _BLOCK + inside).clamp(max=vocab_size - 1)
+    index = _first((logits.gather(1, ids) == best) & torch.isfinite(best))
+    return torch.where(index < _BLOCK, block * _BLOCK + index, vocab_size)
+
+
+def _block_maxima(logits: Tensor) -> Tensor:
+    """`[R, blocks]`; the last block may be shorter."""
+    whole = logits.shape[1] // _BLOCK * _BLOCK
+    parts = [logits[:, :whole].unflatten(1, (whole // _BLOCK, _BLOCK)), logits[:, None, whole:]]
+    return torch.cat([part.amax(dim=2) for part in parts if part.shape[1] and part.shape[2]], dim=1)
+
+
+def _first(holds: Tensor) -> Tensor:
+    """int64 `[R]`: the first index at which it holds in bool `[R, N]`; N if at none."""
+    return torch.where(holds, torch.arange(holds.shape[1], device=holds.device), holds.shape[1]).amin(dim=1)
 
 
 def _draw(row: Tensor, params: SamplingParams, uniform: float) -> Tensor:
