@@ -1,7 +1,10 @@
 """`python -m swa_attn COMMAND`: see COMMANDS. Each command is imported only when it is asked for."""
 
 import importlib
+import os
 import sys
+
+from . import backends
 
 COMMANDS = {
     "info": ("swa_attn.info", "versions, build, devices, and which backend will run which op and why"),
@@ -13,8 +16,25 @@ COMMANDS = {
 }
 
 
+def _unknown_backend() -> str | None:
+    """What is wrong with the name in the environment, before a command meets it at its first op. One that is known and
+    cannot run is the command's to explain."""
+    name = os.environ.get("SWA_ATTN_BACKEND")
+    try:
+        if name:
+            backends.load(name)
+    except ValueError as error:
+        return f"SWA_ATTN_BACKEND: {error}"
+    except ImportError:
+        pass
+    return None
+
+
 def main(argv: list[str]) -> int:
     if argv and argv[0] in COMMANDS:
+        if (problem := _unknown_backend()) is not None:
+            print(problem, file=sys.stderr)
+            return 2
         try:
             return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
         except KeyboardInterrupt:

@@ -14,7 +14,8 @@ enum class Order { kForward, kReverse, kRandom };
 
 // What approximate instructions and tensor cores return. kExact: correctly rounded, and sums of
 // float32 additions. The others: as far off as is documented, above or below the exact value, or by
-// turns (a bit of the argument decides), and sums that cut digits off as tensor cores are seen to.
+// turns (a bit of the argument decides). kAbove and kBelow also cut sums as tensor cores are seen
+// to, which takes its time.
 enum class Arithmetic { kExact, kAbove, kBelow, kEdges };
 
 struct Config {

@@ -148,7 +148,8 @@ void multiply(const Collective& c) {
 }  // namespace
 
 void accumulate(const float (*a)[16], const float* b, float* c, int n, int ld) {
-  if (machine().config.arithmetic != Arithmetic::kExact) {
+  const Arithmetic arithmetic = machine().config.arithmetic;
+  if (arithmetic == Arithmetic::kAbove || arithmetic == Arithmetic::kBelow) {
     for (int i = 0; i < 16; ++i)
       for (int j = 0; j < n; ++j)
         for (int k = 0; k < 16; k += kStepProducts)

@@ -45,4 +45,4 @@ class Intact:
         if kind is None:
             self.torn = False
         else:
-            self.cause = f"{kind.__name__}({error})"
+            self.cause = " ".join(f"{kind.__name__}({error})".split())  # for messages of one line

@@ -49,7 +49,7 @@ class SequencePages:
         self.dtype = dtype
         self.fingerprint = fingerprint
         self.lower_dtype = lower_dtype
-        self._hash_key = check_secret("hash_key", hash_key)
+        self._hash_key = check_secret("KVCache: hash_key", hash_key)
         self._epochs: dict[str, str] = {}  # by fingerprint: what `clear` appends to it
         self.enable_prefix_cache = enable_prefix_cache
         self.policy = policy or SnapshotPolicy()

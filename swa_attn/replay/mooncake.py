@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from .traces import Line, Prompt, Trace, shown
+from ..runner.shown import shown
+from .traces import Line, Prompt, Trace
 
 BLOCK_SIZE = 512
 ID_LIMIT = 1 << 64

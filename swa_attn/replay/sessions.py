@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 
+from ..runner.shown import shown
 from .shared_prompts import SharedPrompts, rename
-from .traces import Conversation, Line, Prompt, Trace, Turn, shown
+from .traces import Conversation, Line, Prompt, Trace, Turn
 
 ID_BITS = 32  # of the ids that mean something within one line only
 NESTED = "subagent"

@@ -6,8 +6,9 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from reprlib import Repr
 from typing import IO, Any, NamedTuple
+
+from ..runner.shown import shown
 
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_LINE_BYTES = 16 << 20  # a hundred times the longest line of the published traces
@@ -145,13 +146,3 @@ def _parsed(text: bytes, where: str) -> Any:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number")
-
-
-_short = Repr()
-_short.maxlevel = 3
-
-
-def shown(value: Any) -> str:
-    """A value of a trace in a few words, however large or deep it is."""
-    text = _short.repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -7,9 +7,10 @@ from itertools import chain, islice
 from pathlib import Path
 
 from ..kvcache import PrefixKey
+from ..runner.shown import shown
 from .mooncake import read_mooncake
 from .sessions import read_sessions
-from .traces import Prompt, Trace, TraceError, read_lines, shown
+from .traces import Prompt, Trace, TraceError, read_lines
 from .users import arrivals
 
 DEFAULT_PAGE_SIZE = 64

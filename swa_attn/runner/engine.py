@@ -20,6 +20,7 @@ from ..kvcache import (
     pages_for_budget,
 )
 from ..kvcache.sequence_cache import check_fingerprint
+from .asked import Asked
 from .batch import Model, rebuild_windows, run_chunks
 from .fingerprint import default_fingerprint, model_fingerprint
 from .interrupts import InterruptHold
@@ -27,9 +28,18 @@ from .limits import Limits
 from .request import Completion, FinishReason, Request, RequestState
 from .sampler import SamplingParams, choose
 from .scheduler import Chunk, Scheduler
+from .shown import in_one_line, shown, shown_with_type
 from .stream import TokenStream
 from .turns import Turns
-from .validation import as_int, as_text, as_token_set, count_tokens, require_callable, shown, token_ids
+from .validation import (
+    as_count,
+    as_flag,
+    as_int,
+    as_iterable,
+    as_token_set,
+    require_callable,
+    require_kind,
+)
 
 CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -90,21 +100,26 @@ class Engine:
         context_limit: int | None = None,
     ) -> None:
         if (num_pages is None) == (cache_bytes is None):
-            raise ValueError(
-                f"Engine: give one of num_pages and cache_bytes, got num_pages={num_pages}, cache_bytes={cache_bytes}"
-            )
+            given = f"num_pages={shown(num_pages)}, cache_bytes={shown(cache_bytes)}"
+            raise ValueError(f"Engine: give one of num_pages and cache_bytes, got {given}")
         if dtype not in CACHE_DTYPES:
             raise ValueError(
-                f"Engine: dtype must be float32, bfloat16 or float16, got {dtype}: pages on the device carry no scales; "
-                "LowerTiers(dtype=torch.float8_e4m3fn) keeps pages below the device in float8, with them"
+                f"Engine: dtype must be float32, bfloat16 or float16, got {shown(dtype)}: pages on the device carry no "
+                "scales; LowerTiers(dtype=torch.float8_e4m3fn) keeps pages below the device in float8, with them"
             )
-        as_int("Engine: page_size", page_size)
+        page_size = as_count("Engine: page_size", page_size)
+        max_tokens_per_step = as_count("Engine: max_tokens_per_step", max_tokens_per_step)
+        max_num_seqs = as_count("Engine: max_num_seqs", max_num_seqs)
+        enable_prefix_cache = as_flag("Engine: enable_prefix_cache", enable_prefix_cache)
+        require_kind("Engine: policy", policy, SnapshotPolicy)
+        require_kind("Engine: planner", planner, Planner)
+        require_kind("Engine: lower", lower, LowerTiers)
         if num_pages is None:
+            cache_bytes = as_count("Engine: cache_bytes", cache_bytes)
             windows = [g.window for g in groups if g.window is not None]
             live = max_num_seqs * (max(windows, default=0) + page_size) + max_tokens_per_step
             num_pages = pages_for_budget(groups, page_size, dtype, cache_bytes, min_windowed_tokens=live)
-        for name, count in num_pages.items():
-            as_int(f"Engine: num_pages[{name!r}]", count)
+        num_pages = _page_counts(num_pages)
         self.model = model
         self.eos_token_ids = frozenset(as_token_set("Engine: eos_token_ids", eos_token_ids))
         self.device = torch.device(device)
@@ -149,8 +164,7 @@ class Engine:
         """
         request_id = next(self._ids)
         try:
-            with self._turns("add_request"):
-                self._queue([self._checked(request_id, "prompt", prompt, params, salt)])
+            self._add_all([Asked("add_request", None, request_id, prompt, params, None, salt)], is_held=False)
         except BaseException:
             self._drop(request_id)
             raise
@@ -158,7 +172,10 @@ class Engine:
 
     def cancel(self, request_id: int) -> Completion:
         """End an unfinished request now; raises KeyError when there is none of that id."""
+        request_id = as_int("Engine.cancel: request_id", request_id)
         with self._turns("cancel"):
+            if request_id not in self._requests:
+                raise KeyError(f"Engine.cancel: no unfinished request {shown(request_id)}")
             request = self._requests[request_id]
             with self._changes:
                 self._finish(request, FinishReason.CANCELLED)
@@ -167,9 +184,13 @@ class Engine:
 
     def take(self, request_id: int) -> Completion:
         """The result of a finished request, once; raises KeyError before it has finished."""
+        request_id = as_int("Engine.take: request_id", request_id)
         with self._turns("take"):
             pass  # an interrupt comes out here, and not with the result in hand
-        return self._finished.pop(request_id)
+        completion = self._finished.pop(request_id, None)
+        if completion is None:
+            raise KeyError(f"Engine.take: no finished request {shown(request_id)}")
+        return completion
 
     @property
     def has_work(self) -> bool:
@@ -203,17 +224,26 @@ class Engine:
         `params` is one for all or one each. `stream(index of the prompt, token)` is called for every token as it comes;
         what it raises ends all of these prompts, and comes out. Raises as `add_request`, before anything has run.
         """
+        expected = "prompts of token ids"
         if isinstance(prompts, str):
-            raise TypeError(f"Engine.generate: prompts must be prompts of token ids, got {shown(prompts)}")
-        prompts = list(prompts)
-        each = [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
+            raise TypeError(f"Engine.generate: prompts must be {expected}, got {shown_with_type(prompts)}")
+        prompts = list(as_iterable("Engine.generate: prompts", prompts, expected))
+        is_one = params is None or isinstance(params, SamplingParams)
+        expected = "SamplingParams or None, or one per prompt"
+        each = [params] * len(prompts) if is_one else list(as_iterable("Engine.generate: params", params, expected))
         if len(each) != len(prompts):
             raise ValueError(f"Engine.generate: params must be one, or one per prompt: {len(each)} for {len(prompts)}")
         require_callable("Engine.generate: stream", stream)
         ids = [next(self._ids) for _ in prompts]
         with InterruptHold() as hold:
             try:
-                requests = self._add_all(ids, prompts, each, salt)
+                requests = self._add_all(
+                    [
+                        Asked("generate", i, request_id, prompt, own, None if is_one else i, salt)
+                        for i, (request_id, prompt, own) in enumerate(zip(ids, prompts, each, strict=True))
+                    ],
+                    is_held=True,
+                )
                 self._run(requests, stream, hold)
                 return [request.completion() for request in requests]
             finally:
@@ -224,7 +254,8 @@ class Engine:
         request_id = next(self._ids)
         with InterruptHold():
             try:
-                (request,) = self._add_all([request_id], [prompt], [params], salt)
+                asked = Asked("stream", None, request_id, prompt, params, None, salt)
+                (request,) = self._add_all([asked], is_held=True)
                 return TokenStream(self, request)
             except BaseException:
                 self._drop(request_id)
@@ -368,35 +399,20 @@ class Engine:
 
     # Requests
 
-    def _checked(
-        self, request_id: int, name: str, prompt: Sequence[int], params: SamplingParams | None, salt: str
-    ) -> Request:
-        """The request, if it may be one."""
-        params = SamplingParams() if params is None else params
-        if not isinstance(params, SamplingParams):
-            raise TypeError(f"params must be SamplingParams or None, got {shown(params)}")
-        as_text("salt", salt)
-        num_tokens = count_tokens(name, prompt)
-        self._limits.check(num_tokens, params.max_tokens)
-        self.scheduler.check_fits(num_tokens, params.max_tokens)
-        tokens = token_ids(name, prompt, self._limits.vocab_size)
-        return Request(request_id, tokens, params, salt, self.cache.key(tokens, salt))
-
-    def _add_all(
-        self,
-        ids: Sequence[int],
-        prompts: Sequence[Sequence[int]],
-        params: Sequence[SamplingParams | None],
-        salt: str,
-    ) -> list[Request]:
-        """Queue all for somebody who holds them, or none if one is wrong."""
-        names = ["prompt"] if len(ids) == 1 else [f"prompts[{i}]" for i in range(len(ids))]
+    def _add_all(self, asked: Sequence[Asked], *, is_held: bool) -> list[Request]:
+        """Queue all, or none if one is wrong. Checking runs code of the prompts', so nobody waits for it to end."""
+        limits = self._limits
+        asked = [one.checked(limits, self.scheduler) for one in asked]
         with self._turns("add_request"):
-            requests = [self._checked(*each, salt) for each in zip(ids, names, prompts, params, strict=True)]
-            for request in requests:
-                request.is_held = True
+            if self._limits is not limits:  # the model has changed since
+                asked = [one.checked(self._limits, self.scheduler) for one in asked]
+            requests = [self._request(one, is_held) for one in asked]
             self._queue(requests)
         return requests
+
+    def _request(self, asked: Asked, is_held: bool) -> Request:
+        key = self.cache.key(asked.prompt, asked.salt)
+        return Request(asked.request_id, asked.prompt, asked.params, asked.salt, key, is_held)
 
     def _queue(self, requests: Sequence[Request]) -> None:
         self._check_open("add_request")
@@ -484,10 +500,16 @@ class Engine:
         try:
             rebuild_windows(self.model, self.cache, request, self.device)
         except Exception as error:
-            self._fail(request, f"its windows could not be rebuilt: {_one_line(error)}")
+            self._fail(request, f"its windows could not be rebuilt: {_cause(error)}")
         else:
             self.cache.rebuilt(request.pages)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def _page_counts(num_pages: Mapping[str, int]) -> dict[str, int]:
+    if not isinstance(num_pages, Mapping):
+        raise TypeError(f"Engine: num_pages must be pages by names of groups, got {shown_with_type(num_pages)}")
+    return {name: as_count(f"Engine: num_pages[{shown(name)}]", count) for name, count in num_pages.items()}
+
+
+def _cause(error: Exception) -> str:
+    return f"{type(error).__name__}: {in_one_line(error)}"

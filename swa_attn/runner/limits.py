@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from .scheduler import RequestTooLarge
-from .validation import as_int, require
+from .shown import shown
+from .validation import LARGEST_INT64, as_count
 
 
 @dataclass(frozen=True)
@@ -16,23 +17,24 @@ class Limits:
     @classmethod
     def of(cls, model: object, vocab_size: int | None = None, context_limit: int | None = None) -> "Limits":
         """What the model states, unless given. Raises TypeError, ValueError for what is no positive integer."""
-        stated = getattr(model, "vocab_size", None), getattr(model, "max_position_embeddings", None)
         return cls(
-            _positive("Engine: vocab_size", stated[0] if vocab_size is None else vocab_size),
-            _positive("Engine: context_limit", stated[1] if context_limit is None else context_limit),
+            _stated_or_given(model, "vocab_size", "vocab_size", vocab_size),
+            _stated_or_given(model, "max_position_embeddings", "context_limit", context_limit),
         )
 
-    def check(self, num_prompt_tokens: int, max_tokens: int) -> None:
-        """Raises RequestTooLarge. The last token is generated but not computed on, and needs no position."""
+    def check(self, name: str, num_prompt_tokens: int, max_tokens: int) -> None:
+        """Raises RequestTooLarge; `name` is the prompt's. The last token is generated but not computed on, and needs no
+        position."""
         needed = num_prompt_tokens + max_tokens - 1
-        if self.context is not None and needed > self.context:
+        owner, most = ("a request", LARGEST_INT64) if self.context is None else ("the model", self.context)
+        if needed > most:
             raise RequestTooLarge(
-                f"a prompt of {num_prompt_tokens} tokens with max_tokens={max_tokens} needs {needed} positions, and the "
-                f"model has {self.context}"
+                f"{name}: a prompt of {shown(num_prompt_tokens)} tokens with max_tokens={max_tokens} needs {shown(needed)} "
+                f"positions, and {owner} has {most}"
             )
 
 
-def _positive(name: str, value: object) -> int | None:
-    number = as_int(name, value, or_none=True)
-    require(number is None or number >= 1, name, "at least 1", number)
-    return number
+def _stated_or_given(model: object, attribute: str, argument: str, given: object) -> int | None:
+    if given is not None:
+        return as_count(f"Engine: {argument}", given, or_none=True)
+    return as_count(f"Engine: model.{attribute}", getattr(model, attribute, None), or_none=True)

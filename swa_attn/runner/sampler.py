@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from .generation_config import GenerationConfig
-from .validation import as_float, as_int, as_token_set, require
+from .validation import LARGEST_INT64, as_float, as_int, as_token_set, require
+
+_BLOCK = 512  # about the root of the largest vocabularies
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,10 @@ class SamplingParams:
     Numbers may be Python's or NumPy's, and are kept as Python's; bool is not a number.
 
     Args:
-        max_tokens: most tokens to generate, at least 1.
+        max_tokens: most tokens to generate, from 1 to 2**63 - 1.
         temperature: divides the logits; 0 is greedy, and then nothing below matters. However small it is, the likeliest
             tokens can be drawn.
-        top_k: keep the k likeliest tokens; None keeps all.
+        top_k: keep the k likeliest tokens, 1 to 2**63 - 1; None keeps all.
         top_p: of those, keep the likeliest ones until their probability reaches top_p; 0 < top_p <= 1.
         min_p: drop tokens less likely than min_p times the likeliest; 0 <= min_p <= 1.
         seed: from -2**63 to 2**64 - 1; makes the request reproducible: its n-th token then depends on the logits, these
@@ -57,8 +59,10 @@ class SamplingParams:
         for name, value in plain.items():
             object.__setattr__(self, name, value)
         self._require(self.max_tokens >= 1, "max_tokens", "at least 1")
+        self._require(self.max_tokens <= LARGEST_INT64, "max_tokens", "at most 2**63 - 1")
         self._require(0 <= self.temperature < math.inf, "temperature", "0 (greedy) or positive and finite")
         self._require(self.top_k is None or self.top_k >= 1, "top_k", "at least 1 or None")
+        self._require(self.top_k is None or self.top_k <= LARGEST_INT64, "top_k", "at most 2**63 - 1")
         self._require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
         self._require(0 <= self.min_p <= 1, "min_p", "between 0 and 1")
         self._require(self.seed is None or -(1 << 63) <= self.seed < 1 << 64, "seed", "from -2**63 to 2**64 - 1")
@@ -124,11 +128,31 @@ def choose(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int
 
 
 def _likeliest(logits: Tensor) -> Tensor:
-    """int64 `[R]`: the smallest token id with the largest logit; vocab_size marks a row with NaN or nothing finite."""
+    """int64 `[R]`: the smallest token id with the largest logit; vocab_size marks a row with NaN or nothing finite.
+
+    `argmax` promises none of several largest ones. So the first block with the largest logit is found by the maxima of
+    blocks, and the id in that block alone: nothing of the size of the logits is made on the way.
+    """
     vocab_size = logits.shape[1]
-    best = logits.amax(dim=1, keepdim=True)
-    ids = torch.arange(vocab_size, device=logits.device)
-    return torch.where((logits == best) & torch.isfinite(best), ids, vocab_size).amin(dim=1)
+    maxima = _block_maxima(logits)
+    best = maxima.amax(dim=1, keepdim=True)  # NaN if there is one
+    block = _first(maxima == best).clamp(max=maxima.shape[1] - 1)
+    inside = torch.arange(_BLOCK, device=logits.device)
+    ids = (block[:, None] * _BLOCK + inside).clamp(max=vocab_size - 1)
+    index = _first((logits.gather(1, ids) == best) & torch.isfinite(best))
+    return torch.where(index < _BLOCK, block * _BLOCK + index, vocab_size)
+
+
+def _block_maxima(logits: Tensor) -> Tensor:
+    """`[R, blocks]`; the last block may be shorter."""
+    whole = logits.shape[1] // _BLOCK * _BLOCK
+    parts = [logits[:, :whole].unflatten(1, (whole // _BLOCK, _BLOCK)), logits[:, None, whole:]]
+    return torch.cat([part.amax(dim=2) for part in parts if part.shape[1] and part.shape[2]], dim=1)
+
+
+def _first(holds: Tensor) -> Tensor:
+    """int64 `[R]`: the first index at which it holds in bool `[R, N]`; N if at none."""
+    return torch.where(holds, torch.arange(holds.shape[1], device=holds.device), holds.shape[1]).amin(dim=1)
 
 
 def _draw(row: Tensor, params: SamplingParams, uniform: float) -> Tensor:

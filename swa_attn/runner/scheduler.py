@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..kvcache import KVCache, PageAccountingError
 from .request import FinishReason, Request, RequestState
-from .validation import as_int, require
+from .validation import as_count
 
 LOADING_POLL_SECONDS = 0.05  # how often deadlines are looked at while nothing but transfers is going on
 
@@ -50,11 +50,9 @@ class Scheduler:
         max_num_seqs: int,
         rebuild: Callable[[Request], None] | None = None,
     ) -> None:
-        for name, value in (("max_tokens_per_step", max_tokens_per_step), ("max_num_seqs", max_num_seqs)):
-            require(as_int(f"Scheduler: {name}", value) >= 1, f"Scheduler: {name}", "at least 1", value)
         self.cache = cache
-        self.max_tokens_per_step = max_tokens_per_step
-        self.max_num_seqs = max_num_seqs
+        self.max_tokens_per_step = as_count("Scheduler: max_tokens_per_step", max_tokens_per_step)
+        self.max_num_seqs = as_count("Scheduler: max_num_seqs", max_num_seqs)
         self._rebuild = rebuild
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
@@ -63,12 +61,14 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def check_fits(self, num_prompt_tokens: int, max_tokens: int) -> None:
-        """Raises RequestTooLarge for a request that could never finish. Its last token is not written to the cache."""
+    def check_fits(self, name: str, num_prompt_tokens: int, max_tokens: int) -> None:
+        """Raises RequestTooLarge for a request that could never finish; `name` is its prompt's. Its last token is not
+        written to the cache."""
         reason = self.cache.fits(num_prompt_tokens + max_tokens - 1)
         if reason is not None:
             raise RequestTooLarge(
-                f"a prompt of {num_prompt_tokens} tokens with max_tokens={max_tokens} does not fit the cache: {reason}"
+                f"{name}: a prompt of {num_prompt_tokens} tokens with max_tokens={max_tokens} does not fit the cache: "
+                f"{reason}"
             )
 
     def add(self, request: Request) -> None:

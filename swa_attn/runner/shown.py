@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 _MOST_LISTED = 20
 _MOST_CHARACTERS = 120
+_MOST_OF_ALL = 200  # lists of strings within lists add up
 
 
 class _Short(reprlib.Repr):
@@ -14,6 +15,7 @@ class _Short(reprlib.Repr):
         self.maxstring = self.maxother = _MOST_CHARACTERS
 
     def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to write integers of more than 4300 digits."""
         return super().repr_int(x, level) if x.bit_length() < 256 else f"an integer of {x.bit_length()} bits"
 
 
@@ -21,8 +23,15 @@ _short = _Short()
 
 
 def shown(value: object) -> str:
-    """`repr`, cut where it gets long or deep."""
-    return _short.repr(value)
+    """`repr`, cut where it gets long or deep, in one line."""
+    text = _short.repr(value)
+    text = text if text.isprintable() else " ".join(text.split())
+    return text if len(text) <= _MOST_OF_ALL else text[: _MOST_OF_ALL - 3] + "..."
+
+
+def shown_with_type(value: object) -> str:
+    """For messages about the type."""
+    return f"{shown(value)} ({type(value).__name__})"
 
 
 def named(name: object) -> str:

@@ -64,7 +64,9 @@ class Options:
     counters: bool = True
     workers: int = 1  # host threads
     bug: int = 0  # which planted mistake a test kernel makes
-    arithmetic: str = "exact"  # of ex2, lg2, tanh and tensor cores; as wrong as they may be: "above", "below", "edges"
+    # Of ex2, lg2 and tanh: "exact", or as wrong as they may be: "above", "below", "edges" (by turns). With "above" and
+    # "below" tensor cores cut sums off, too.
+    arithmetic: str = "exact"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from calls import WRITTEN, Call
 from torch import Tensor
 
 import swa_attn
-from swa_attn import reference
+from swa_attn import backends, reference
 from swa_attn.testing.bounds import attention_bounds, merge_bounds
 from swa_attn.testing.roundings import roundings_of
 
@@ -112,7 +112,8 @@ def judge_attention(call: Call, memory: Memory, result: tuple[Tensor, Tensor]) -
     products = largest(q) * largest(k_cache, options.get("k_scale"), options.get("k_host_cache")) * q.shape[-1]
     if max(abs(scale), 1.0) * products > torch.finfo(torch.float32).max / 8:
         return  # infinity minus infinity, where float64 has numbers
-    backend = swa_attn.backends._forced
+    numbers = options["block_table"], float(scale), float(options.get("softcap", 0.0))
+    backend = backends.choose_name("prefill", q, k_cache, options["v_cache"].shape[3], *numbers)
     if backend == "emulated" and not finite_scales(options):
         return  # docs/conventions.md, Numbers: there such a scale reaches rows that do not see its page
     if call.op == "decode":

@@ -82,8 +82,8 @@ def watch(args: argparse.Namespace, command: list[str]) -> int:
     environment = os.environ | {"PYTHONFAULTHANDLER": "1", "TORCH_SHOW_CPP_STACKTRACES": "0"}
     if args.backend == "triton":
         environment["TRITON_INTERPRET"] = "1"
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    last, tail, patience = None, [], START_SECONDS
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    last, tail, patience, rest = None, [], START_SECONDS, b""
     with selectors.DefaultSelector() as ready:
         ready.register(process.stdout, selectors.EVENT_READ)
         while True:
@@ -91,15 +91,19 @@ def watch(args: argparse.Namespace, command: list[str]) -> int:
                 process.kill()
                 tail.append(f"HANG: nothing for {patience} s")
                 break
-            line = process.stdout.readline()
-            if not line:
+            some = os.read(
+                process.stdout.fileno(), 1 << 16
+            )  # not readline, which may keep a line that select cannot see
+            if not some:
                 break
-            if line.startswith("case "):
-                last, tail = line.split()[1], []
-            elif line.startswith("ready"):
-                patience = args.patience
-            else:
-                tail.append(line.rstrip())
+            *lines, rest = (rest + some).split(b"\n")
+            for line in map(bytes.decode, lines):
+                if line.startswith("case "):
+                    last, tail = line.split()[1], []
+                elif line.startswith("ready"):
+                    patience = args.patience
+                else:
+                    tail.append(line.rstrip())
     code = process.wait()
     print("\n".join(tail))
     if code == 0:

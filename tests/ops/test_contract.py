@@ -295,7 +295,7 @@ def test_scales_at_the_ends_of_float32(backend, scale, softcap):
     assert_close_to_oracle(inputs, *swa_attn.prefill(*inputs.prefill_args, **inputs.options))
 
 
-@pytest.mark.parametrize("window", [2**30, 2**31 - 1, 2**31, 2**62, 2**63 - 1])
+@pytest.mark.parametrize("window", [2**31 - 1, 2**63 - 1])
 def test_windows_up_to_what_an_integer_holds(backend, window):
     """A verify step of a padding sequence has rows before position 0, from which such a window cannot be taken away."""
     inputs = build(fit(AttentionCase(seqs=((8, 3), (8, 0), (8, 30)), window=None), backend))

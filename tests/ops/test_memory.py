@@ -159,9 +159,9 @@ def test_copies_that_overlap_are_refused():
     with pytest.raises(ValueError, match="copy_pages: dst must be apart in memory from src"):
         moved = pool.view(-1)[16:].as_strided((2, 4, 4, 2, 16), pool.stride())  # half a slot further
         swa_attn.copy_pages(pool[:, :4], moved, *pages)
-    one = torch.zeros(64)
+    one, layers = torch.zeros(64), torch.zeros(3, 5, 4, 2, 16)
     shifted = [
-        (pool[:-1], pool[1:]),  # layers that are read and written
+        (layers[:-1], layers[1:]),  # layers that are read and written
         (pool[:, :, :3], pool[:, :, 1:]),  # slots that are
         [one[i:].as_strided((1, 1, 4, 1, 8), (1, 1, 8, 8, 1)) for i in (0, 8)],  # one page each: strides say nothing
     ]

@@ -46,6 +46,23 @@ def test_a_forced_backend_shows():
     assert facts["environment"]["SWA_ATTN_BACKEND"] == "reference"
 
 
+@pytest.mark.parametrize("command", ["info", "demo", "replay"])
+@pytest.mark.parametrize("name", ["foo", "two\nlines", "CPU"])
+def test_an_unknown_backend_is_one_line(monkeypatch, capsys, command, name):
+    monkeypatch.setenv("SWA_ATTN_BACKEND", name)
+    assert __main__.main([command]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"SWA_ATTN_BACKEND: backend must be one of {', '.join(backends.NAMES)}")
+    assert err.endswith(f", got {name!r}\n") and err.count("\n") == 1
+
+
+def test_an_unknown_backend_ends_the_process_without_a_traceback():
+    result = run("info", SWA_ATTN_BACKEND="foo")
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("SWA_ATTN_BACKEND: backend must be one of") and result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("arguments, code", [([], 0), (["--help"], 0), (["nonsense"], 2)])
 def test_help(arguments, code, capsys):
     assert __main__.main(arguments) == code

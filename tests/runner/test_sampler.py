@@ -35,6 +35,29 @@ def test_greedy_takes_the_largest_and_breaks_ties_downwards():
     assert sample(logits, [SamplingParams()] * 2, [0, 0]) == [1, 3]
 
 
+@pytest.mark.parametrize("vocab_size", [1, 2, 511, 512, 513, 1024, 1500])
+def test_greedy_takes_the_first_of_all_largest_wherever_they_are(vocab_size):
+    generator = torch.Generator().manual_seed(vocab_size)
+    logits = torch.randint(0, 4, (200, vocab_size), generator=generator).float()
+    for row in range(0, 150, 3):  # the largest at two places, or at one, anywhere
+        places = torch.randint(0, vocab_size, (2,), generator=generator)
+        logits[row, places] = 9.0
+    for row, at in enumerate((0, vocab_size // 2, vocab_size - 1)):
+        logits[160 + row, at] = math.nan
+        logits[170 + row, at] = math.inf
+        logits[180 + row] = -math.inf
+        logits[190 + row] = -math.inf
+        logits[190 + row, at] = -3e38
+    rows = logits.tolist()
+    broken = [any(map(math.isnan, row)) or not math.isfinite(max(row)) for row in rows]
+    assert sum(broken) == 9
+    expected = [None if bad else row.index(max(row)) for bad, row in zip(broken, rows, strict=True)]
+    greedy = [SamplingParams()] * len(rows)
+    assert choose(logits, greedy, [0] * len(rows)) == expected
+    strided = logits.T.contiguous().T
+    assert choose(strided, greedy, [0] * len(rows)) == expected
+
+
 def test_frequencies_follow_the_probabilities():
     assert_frequencies(draws(logits_of(0.1, 0.2, 0.3, 0.4)), [0.1, 0.2, 0.3, 0.4])
 
@@ -137,6 +160,23 @@ def test_ranges_of_parameters_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
         SamplingParams(**settings)
     assert SamplingParams(stop_token_ids=[1, 2]).stop_token_ids == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_tokens": 2**63}, r"max_tokens must be at most 2\*\*63 - 1, got 9223372036854775808"),
+        ({"max_tokens": 10**5000}, r"max_tokens must be at most .* got an integer of 16610 bits"),
+        ({"max_tokens": -(10**5000)}, "max_tokens must be at least 1, got an integer of 16610 bits"),
+        ({"top_k": 10**5000}, r"top_k must be at most .* got an integer of 16610 bits"),
+        ({"seed": 10**5000}, r"seed must be from .* got an integer of 16610 bits"),
+        ({"stop_token_ids": [3, -(10**5000)]}, r"stop_token_ids\[1\] must be .* got an integer of 16610 bits"),
+    ],
+)
+def test_integers_too_long_to_write_are_refused_by_name(settings, message):
+    with pytest.raises(ValueError, match=f"^SamplingParams: {message}") as error:
+        SamplingParams(**settings)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

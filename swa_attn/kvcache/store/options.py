@@ -33,7 +33,7 @@ class SlabOptions:
     mac_key: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        check_secret("mac_key", self.mac_key)
+        check_secret("SlabOptions: mac_key", self.mac_key)
         for name in ("capacity_bytes", "segment_bytes", "workers", "max_writers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")

@@ -50,7 +50,7 @@ class RemoteOptions:
     mac_key: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        check_secret("mac_key", self.mac_key)
+        check_secret("RemoteOptions: mac_key", self.mac_key)
         for limit in fields(self):
             value = getattr(self, limit.name)
             if limit.type is int and (type(value) is not int or value < 1):
