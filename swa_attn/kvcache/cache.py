@@ -118,7 +118,7 @@ class KVCache(SequenceCache):
     ) -> None:
         check_groups(groups, num_pages)
         check_fingerprint("KVCache", fingerprint, above_store=lower is not None and lower.store is not None)
-        check_secret("hash_key", hash_key)
+        check_secret("KVCache: hash_key", hash_key)
         if page_size < 1:
             raise ValueError(f"KVCache: page_size must be at least 1, got {page_size}")
         planner = planner or Planner(rebuild=False)
