@@ -449,12 +449,21 @@ def test_a_url_that_cannot_be_used_is_one_line_that_quotes_nothing(url):
     assert "\n" not in str(error.value) and not [s for s in (*SECRETS, "12") if s in text]
 
 
+NO_TIMES = [("slow_seconds", 0), ("ask_seconds", float("nan")), ("backoff", float("inf")), ("ask_seconds", None)]
+NO_COUNTS = [("workers", -1), ("workers", 2.5), ("max_waiting_reads", 0), ("max_writers", True)]
+
+
 @pytest.mark.parametrize(
-    "settings", [{"slow_seconds": 0}, {"ask_seconds": float("nan")}, {"backoff": float("inf")}, {"workers": -1}]
+    "name, value, expected",
+    [(*x, "a positive, finite number") for x in NO_TIMES] + [(*x, "an integer of at least 1") for x in NO_COUNTS],
 )
-def test_options_are_positive_and_finite(settings):
-    with pytest.raises(ValueError, match=f"{next(iter(settings))}: expected a positive, finite number"):
-        options(**settings)
+def test_options_are_positive_and_finite(name, value, expected):
+    with pytest.raises(ValueError, match=f"{name}: expected {expected}, got {value}"):
+        options(**{name: value})
+
+
+def test_as_many_bytes_may_wait_as_there_is_memory():
+    assert options(max_pending_write_bytes=1 << 40).max_pending_write_bytes == 1 << 40
 
 
 def test_messages_show_where_and_not_who(caplog, tmp_path):
