@@ -169,7 +169,7 @@ def run_session(
             streams = show and batch[0] == next(iter(workload.messages))
             stream = _Printer(workload.messages[batch[0]][turn]) if streams else None
             # torch's float32 products differ by a rounding with the batch, so that a draw within one of the edge between two
-            # tokens may fall to either side, about once in some hundred sessions; other seeds then draw elsewhere.
+            # tokens may fall to either side. Other seeds then draw elsewhere.
             first = FIRST_SEED + len(served)
             params = [SamplingParams(max_tokens=args.max_tokens, **SAMPLING, seed=first + i) for i in range(len(batch))]
             completions = engine.generate(prompts, params, stream=stream, salt=f"team {team}")
