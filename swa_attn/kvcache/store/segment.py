@@ -118,6 +118,7 @@ class Segment:
         nbytes = format.nbytes if format else options.segment_bytes
         if owned and nbytes > room:
             file, owned = OpenFile(io, path, os.O_RDONLY, direct=options.direct), False
+            _check_status(file.status(), options)  # the path may lead elsewhere by now
         elif owned and size < nbytes:
             file.allocate(nbytes)
         return cls(file, nbytes, format, owned=owned)
